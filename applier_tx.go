@@ -1,0 +1,128 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+)
+
+// maxRerunsBeforeSplit bounds how often a transaction is run again because a
+// group failed past its first command, before it is halved instead.
+const maxRerunsBeforeSplit = 4
+
+// errRollback ends a transaction that has to run again without a group.
+var errRollback = errors.New("group rolled back")
+
+// txRun is one try at applying entries in one transaction.
+type txRun struct {
+	a        *StorageApplier
+	entries  []Entry
+	rejected map[groupKey]error // groups that failed past their first command
+	outcomes *outcomeRun
+	identity Identity
+	results  [][]Result
+}
+
+type groupKey struct{ entry, group int }
+
+// applyTx applies entries in as few transactions as it can. a.mu is held.
+func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Result, error) {
+	if len(entries) == 0 {
+		return results, nil
+	}
+	rejected := make(map[groupKey]error)
+	for {
+		run := &txRun{a: a, entries: entries, rejected: rejected, identity: a.identity}
+		err := a.tx.Update(run.do)
+		if err == nil {
+			run.outcomes.commit()
+			a.identity = run.identity
+			a.progress.advance(entries[len(entries)-1].Position)
+			return append(results, run.results...), nil
+		}
+		tooLarge := errors.Is(err, ErrTxTooLarge)
+		rolledBack := errors.Is(err, errRollback)
+		if !tooLarge && !rolledBack {
+			return results, err
+		}
+		if len(entries) > 1 && (tooLarge || len(rejected) > maxRerunsBeforeSplit) {
+			half := len(entries) / 2
+			if results, err = a.applyTx(entries[:half], results); err != nil {
+				return results, err
+			}
+			return a.applyTx(entries[half:], results)
+		}
+		if tooLarge {
+			return results, fmt.Errorf("entry %d alone: %w", entries[0].Position, err)
+		}
+	}
+}
+
+func (r *txRun) do(tx Tx) error {
+	r.outcomes = newOutcomeRun(r.a.outcomes, tx)
+	r.identity = r.a.identity
+	r.results = make([][]Result, len(r.entries))
+	before := r.a.Position()
+	for ei, e := range r.entries {
+		r.results[ei] = make([]Result, len(e.Groups))
+		for gi := range e.Groups {
+			res, err := r.group(tx, groupKey{ei, gi}, before)
+			if err != nil {
+				return err
+			}
+			r.results[ei][gi] = res
+		}
+		before = e.Position
+	}
+	return tx.SetWALPosition(before)
+}
+
+// group applies one group. An error ends the transaction; a verdict is in the
+// result.
+func (r *txRun) group(tx Tx, key groupKey, before uint64) (Result, error) {
+	e := &r.entries[key.entry]
+	g := &e.Groups[key.group]
+	if res, done := r.a.precheck(r.outcomes, g, key.group, before, e.Position); done {
+		return res, nil
+	}
+	res := Result{Position: e.Position, Err: r.rejected[key]}
+	if res.Err == nil {
+		for i, cmd := range g.Commands {
+			err := r.command(tx, cmd)
+			if err == nil {
+				continue
+			}
+			if _, ok := Verdict(err); !ok {
+				return res, err
+			}
+			if i > 0 || compound(cmd) {
+				r.rejected[key] = err
+				return res, errRollback
+			}
+			res.Err = err
+			break
+		}
+	}
+	return res, r.outcomes.add(g, res)
+}
+
+// compound: the command may have changed something before its verdict.
+func compound(cmd *Command) bool {
+	switch cmd.Type {
+	case CmdBatchWrite, CmdPutEdge, CmdUpdateEdge:
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *txRun) command(tx Tx, cmd *Command) error {
+	if cmd.Type != CmdSettings {
+		return tx.ApplyCommand(cmd)
+	}
+	id, err := decodeSettings(cmd.Data)
+	if err != nil || r.identity != (Identity{}) {
+		return err
+	}
+	r.identity = id
+	return writeIdentity(tx, id)
+}

@@ -1,0 +1,64 @@
+package replication
+
+import "time"
+
+// HealthStatus is what a node says of itself. On the wire (code 18) it has the
+// Go field names.
+type HealthStatus struct {
+	Mode   ReplicationMode
+	NodeID string
+	// Role is the node's part in its mode: leader, follower, candidate,
+	// nonvoter, primary, standby, standalone, …
+	Role     string
+	IsLeader bool
+	// State is one word for people: "healthy", or why not, e.g. "no_leader",
+	// "storage_failed", "lagging", "cut_off", "closed".
+	State string
+	// Healthy: the node serves its role. Ready: it has also caught up.
+	Healthy bool
+	Ready   bool
+	// Reasons says in sentences what limits the node: why it is not healthy,
+	// and warnings that do not make it so.
+	Reasons []string `json:",omitempty"`
+
+	LeaderID   string
+	LeaderAddr string
+	ClusterID  string `json:",omitempty"`
+
+	Term         uint64
+	CommitIndex  uint64 // ≥ AppliedIndex
+	AppliedIndex uint64
+	// LagEntries is how many entries this node still has to apply, LagSeconds
+	// how old the news it lacks is (0 where it lacks none).
+	LagEntries uint64
+	LagSeconds float64
+	// LastContact is when the node last heard from its leader or peer; zero
+	// for a leader and where it never did.
+	LastContact time.Time
+	Peers       []PeerHealth `json:",omitempty"`
+}
+
+// PeerHealth is a node's view of one of its peers.
+type PeerHealth struct {
+	ID      string
+	Address string
+	Voter   bool
+	Healthy bool
+	// Lag in entries, as far as this node can know it; -1 where it cannot.
+	Lag   int64
+	State string
+}
+
+// ClusterStatus is the cluster as one node sees it.
+type ClusterStatus struct {
+	ClusterID   string
+	Mode        ReplicationMode
+	LeaderID    string
+	LeaderAddr  string
+	Members     []PeerHealth
+	CommitIndex uint64
+	Term        uint64
+	// Source is the ID of the node whose view this is: the leader's where
+	// there is one.
+	Source string
+}
