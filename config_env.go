@@ -147,7 +147,10 @@ func intVar[T int | int64](name string, field func(*Config) *T) variable {
 
 func uintVar(name string, field func(*Config) *uint64) variable {
 	return variable{name: name, allowed: "a whole number",
-		set: func(c *Config, s string) (err error) { *field(c), err = strconv.ParseUint(s, 10, 64); return plain(err) },
+		set: func(c *Config, s string) (err error) {
+			*field(c), err = strconv.ParseUint(s, 10, 64)
+			return plain(err)
+		},
 		get: func(c *Config) string { return strconv.FormatUint(*field(c), 10) }}
 }
 

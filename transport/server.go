@@ -1,0 +1,222 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/nornicdb/replication"
+)
+
+// Bind opens the listener of addr now; a following Listen on addr serves it. It
+// returns the address that is listened on, for a port of 0.
+func (t *Transport) Bind(ctx context.Context, addr string) (net.Addr, error) {
+	l, err := t.opts.Listen(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", addr, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, errors.Join(replication.ErrClosed, l.Close())
+	}
+	if _, taken := t.listeners[addr]; taken {
+		return nil, errors.Join(fmt.Errorf("%w: %s is bound already", replication.ErrInvalidConfig, addr), l.Close())
+	}
+	t.listeners[addr] = l
+	return l.Addr(), nil
+}
+
+// Listen implements replication.Transport. It returns nil after ctx or Close
+// ended it.
+func (t *Transport) Listen(ctx context.Context, addr string, handler replication.ConnectionHandler) error {
+	t.mu.Lock()
+	l := t.listeners[addr]
+	t.mu.Unlock()
+	if l == nil {
+		if _, err := t.Bind(ctx, addr); err != nil {
+			return err
+		}
+		t.mu.Lock()
+		l = t.listeners[addr]
+		t.mu.Unlock()
+		if l == nil {
+			return replication.ErrClosed
+		}
+	}
+	t.warnIfPlain(l.Addr())
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	err := t.acceptLoop(l, handler)
+	t.mu.Lock()
+	if t.listeners[addr] == l {
+		delete(t.listeners, addr)
+	}
+	t.mu.Unlock()
+	if ctx.Err() != nil || t.ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (t *Transport) warnIfPlain(addr net.Addr) {
+	tcp, ok := addr.(*net.TCPAddr)
+	if ok && t.opts.TLS == nil && !tcp.IP.IsLoopback() {
+		t.opts.Logger.Warn("cluster traffic is not encrypted: TLS is off on an address that is not loopback", "addr", addr.String())
+	}
+}
+
+func (t *Transport) acceptLoop(l net.Listener, handler replication.ConnectionHandler) error {
+	wait := time.Duration(0)
+	for {
+		raw, err := l.Accept()
+		if err != nil {
+			var timeout net.Error
+			if errors.Is(err, net.ErrClosed) || t.ctx.Err() != nil || !errors.As(err, &timeout) {
+				return fmt.Errorf("accepting: %w", err)
+			}
+			// Out of file descriptors, say: it may pass.
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(wait):
+			case <-t.ctx.Done():
+			}
+			continue
+		}
+		wait = 0
+		t.accept(raw, handler)
+	}
+}
+
+// accept starts serving a connection, if there is room.
+func (t *Transport) accept(raw net.Conn, handler replication.ConnectionHandler) {
+	t.mu.Lock()
+	full := t.stats.Unproven >= t.opts.MaxUnproven || len(t.conns) >= t.opts.MaxConnections
+	if !full {
+		t.stats.Unproven++
+		t.stats.Accepted++
+	}
+	t.mu.Unlock()
+	if full {
+		_ = raw.Close()
+		t.rejectHandshake("too_many", raw.RemoteAddr(), replication.ErrOverloaded)
+		return
+	}
+	proven := func() {
+		t.mu.Lock()
+		t.stats.Unproven--
+		t.mu.Unlock()
+	}
+	c, ok := t.track(raw)
+	if !ok || !t.spawn(func() { t.serve(c, handler, proven) }) {
+		proven()
+		_ = raw.Close()
+	}
+}
+
+// serve runs an accepted connection to its end. proven is called once, when
+// the handshake has succeeded or failed.
+func (t *Transport) serve(c *trackedConn, handler replication.ConnectionHandler, proven func()) {
+	setDeadline(c, t.opts.HandshakeTimeout)
+	s, first, err := t.admit(c)
+	proven()
+	if err != nil {
+		t.rejectHandshake(rejectionReason(err), c.RemoteAddr(), err)
+		_ = c.Close()
+		return
+	}
+	clearDeadline(c)
+	if s.kind != replication.StreamRPC {
+		if accept := t.streamHandler(s.kind); accept != nil {
+			accept(s.peer, &streamConn{Conn: s.conn, r: s.r})
+			return // the handler owns the connection
+		}
+		_ = c.Close()
+		return
+	}
+	rpc := newConn(t, s)
+	if !rpc.start() {
+		_ = c.Close()
+		return
+	}
+	if handler != nil {
+		handler(&acceptedConn{requester{rpc.call}, rpc})
+	}
+	rpc.readLoop(first)
+}
+
+// admit finds out who speaks: a node with a Hello, or, where no proof is
+// demanded, a plain peer, whose first message is returned.
+func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
+	var nc net.Conn = c
+	demanded := len(t.opts.Secret) > 0
+	if t.opts.TLS != nil {
+		tc := tls.Server(c, t.opts.TLS.server())
+		if err := tc.HandshakeContext(t.ctx); err != nil {
+			return nil, nil, &rejection{"tls", fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
+		}
+		nc = tc
+	}
+	r := bufio.NewReaderSize(nc, readBufferBytes)
+	limit := t.opts.MaxFrameSize
+	if demanded {
+		limit = maxUnprovenFrameBytes
+	}
+	frame, err := readFrame(r, limit)
+	if err != nil {
+		reason := "malformed"
+		if !errors.Is(err, errFrame) {
+			reason = "silent"
+		}
+		return nil, nil, &rejection{reason, err}
+	}
+	first, err := decodeEnvelope(frame)
+	if err != nil {
+		return nil, nil, &rejection{"malformed", err}
+	}
+	if first.Type == int(replication.MsgHello) {
+		s, err := t.acceptHandshake(nc, r, first)
+		var refused *rejection
+		if errors.As(err, &refused) && refused.reason != "io" {
+			t.refuse(nc, first, refused.err)
+		}
+		return s, nil, err
+	}
+	if demanded {
+		err := fmt.Errorf("%w: message %d came before a proof of the cluster secret", replication.ErrUnauthenticated, first.Type)
+		t.refuse(nc, first, err)
+		return nil, nil, &rejection{"no_proof", err}
+	}
+	peer := replication.Peer{NodeID: first.Node, Addr: c.RemoteAddr().String(), Proven: t.certificateShown(nc)}
+	return &session{conn: nc, r: r, peer: peer, maxFrame: t.opts.MaxFrameSize, kind: replication.StreamRPC}, first, nil
+}
+
+// refuse sends the one error response that a rejected connection gets.
+func (t *Transport) refuse(c net.Conn, request *envelope, err error) {
+	frame, encodeErr := encodeFrame(&envelope{Type: request.Type + 1, Node: t.opts.NodeID, ID: request.ID,
+		HasID: request.HasID, Failure: failureOf(err)}, maxUnprovenFrameBytes)
+	if encodeErr == nil {
+		_, _ = c.Write(frame) // the connection is closed either way
+	}
+}
+
+// secureDial runs TLS and the handshake on a dialled connection.
+func (t *Transport) secureDial(ctx context.Context, c net.Conn, addr string, kind replication.StreamKind) (*session, error) {
+	setDeadline(c, t.opts.DialTimeout)
+	if t.opts.TLS != nil {
+		tc := tls.Client(c, t.opts.TLS.client(addr))
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)
+		}
+		c = tc
+	}
+	if t.opts.PlainDial && kind == replication.StreamRPC {
+		return &session{conn: c, r: bufio.NewReaderSize(c, readBufferBytes), maxFrame: t.opts.MaxFrameSize,
+			peer: replication.Peer{Addr: addr}, kind: kind}, nil
+	}
+	return t.dialHandshake(c, addr, kind)
+}

@@ -1,0 +1,146 @@
+package transport
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/nornicdb/replication"
+)
+
+// TLS makes the tls.Config of each connection from files that are read again
+// when they change. Safe for concurrent use.
+type TLS struct {
+	cfg    replication.TLSConfig
+	logger replication.Logger
+
+	// mu guards the fields below.
+	mu     sync.Mutex
+	stamps [3]fileStamp
+	cert   *tls.Certificate
+	pool   *x509.CertPool // nil: the system's
+}
+
+type fileStamp struct {
+	modified time.Time
+	size     int64
+}
+
+// NewTLS reads the files once, so that a mistake in them is found at start.
+func NewTLS(cfg replication.TLSConfig, logger replication.Logger) (*TLS, error) {
+	t := &TLS{cfg: cfg, logger: logger}
+	if err := t.load(); err != nil {
+		return nil, fmt.Errorf("%w: TLS: %w", replication.ErrInvalidConfig, err)
+	}
+	if cfg.InsecureSkipVerify {
+		logger.Warn("TLS certificates of peers are not verified: NORNICDB_CLUSTER_TLS_INSECURE_SKIP_VERIFY is for tests only")
+	}
+	return t, nil
+}
+
+func (t *TLS) stat() (stamps [3]fileStamp, err error) {
+	for i, name := range []string{t.cfg.CertFile, t.cfg.KeyFile, t.cfg.CAFile} {
+		if name == "" {
+			continue
+		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return stamps, err
+		}
+		stamps[i] = fileStamp{info.ModTime(), info.Size()}
+	}
+	return stamps, nil
+}
+
+// load reads the files. t.mu is held, or t is not shared yet.
+func (t *TLS) load() error {
+	stamps, err := t.stat()
+	if err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(t.cfg.CertFile, t.cfg.KeyFile)
+	if err != nil {
+		return fmt.Errorf("%s, %s: %w", t.cfg.CertFile, t.cfg.KeyFile, err)
+	}
+	if now := time.Now(); now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore) {
+		return fmt.Errorf("%s: the certificate is valid from %s to %s, not now", t.cfg.CertFile,
+			cert.Leaf.NotBefore.Format(time.RFC3339), cert.Leaf.NotAfter.Format(time.RFC3339))
+	}
+	var pool *x509.CertPool
+	if t.cfg.CAFile != "" {
+		pem, err := os.ReadFile(t.cfg.CAFile)
+		if err != nil {
+			return err
+		}
+		pool = x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("%s: no certificate in it", t.cfg.CAFile)
+		}
+	}
+	t.stamps, t.cert, t.pool = stamps, &cert, pool
+	return nil
+}
+
+// current returns certificate and CAs, reading the files again where they
+// changed. While they cannot be read, the old ones stay in use.
+func (t *TLS) current() (*tls.Certificate, *x509.CertPool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	stamps, err := t.stat()
+	if err == nil && stamps != t.stamps {
+		if err = t.load(); err == nil {
+			t.logger.Info("TLS certificate was read again", "valid_until", t.cert.Leaf.NotAfter)
+		}
+	}
+	if err != nil {
+		t.logger.Error("TLS files cannot be read again, the old certificate stays in use", "error", err)
+	}
+	return t.cert, t.pool
+}
+
+func (t *TLS) base() *tls.Config {
+	cert, _ := t.current()
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*cert}}
+	if t.cfg.MinVersion == "1.3" {
+		c.MinVersion = tls.VersionTLS13
+	}
+	for _, name := range t.cfg.CipherSuites {
+		for _, suite := range tls.CipherSuites() {
+			if suite.Name == name {
+				c.CipherSuites = append(c.CipherSuites, suite.ID)
+			}
+		}
+	}
+	return c
+}
+
+func (t *TLS) server() *tls.Config {
+	c := t.base()
+	if t.cfg.VerifyClient {
+		_, c.ClientCAs = t.current()
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return c
+}
+
+func (t *TLS) client(addr string) *tls.Config {
+	c := t.base()
+	_, c.RootCAs = t.current()
+	c.InsecureSkipVerify = t.cfg.InsecureSkipVerify
+	c.ServerName = t.cfg.ServerName
+	if c.ServerName == "" {
+		c.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	return c
+}
+
+// certificateShown: the accepted connection's client showed a certificate that
+// was verified.
+func (t *Transport) certificateShown(c net.Conn) bool {
+	tc, ok := c.(*tls.Conn)
+	return ok && len(tc.ConnectionState().VerifiedChains) > 0
+}
