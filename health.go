@@ -25,6 +25,11 @@ type HealthStatus struct {
 	LeaderAddr string
 	ClusterID  string `json:",omitempty"`
 
+	// Founded: the node has a replicated log; Virgin: nothing has been appended
+	// to it since its founding.
+	Founded bool
+	Virgin  bool
+
 	Term         uint64
 	CommitIndex  uint64 // ≥ AppliedIndex
 	AppliedIndex uint64

@@ -1,0 +1,369 @@
+package boltgraph
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/nornicdb/replication"
+	"go.etcd.io/bbolt"
+)
+
+var (
+	bucketState = []byte("state")    // one row: see state
+	bucketNodes = []byte("nodes")    // ID → canonical node JSON
+	bucketOut   = []byte("out")      // from, type, to, ID → canonical properties
+	bucketIn    = []byte("in")       // to, type, from, ID → nothing
+	bucketIDs   = []byte("edge_ids") // non-empty edge ID → key in out
+	bucketRows  = []byte("rows")     // metadata rows
+	allBuckets  = [][]byte{bucketState, bucketNodes, bucketOut, bucketIn, bucketIDs, bucketRows}
+	keyState    = []byte("state")
+)
+
+const (
+	formatVersion = 1
+	stateBytes    = 1 + 8*3 + 32
+)
+
+var errDamaged = errors.New("boltgraph: the file is damaged")
+
+// state is what changes with every transaction.
+type state struct {
+	position, nodes, edges uint64
+	digest                 digest
+}
+
+func readState(btx *bbolt.Tx) (s state, err error) {
+	b := btx.Bucket(bucketState)
+	if b == nil {
+		return s, fmt.Errorf("%w: no state", errDamaged)
+	}
+	v := b.Get(keyState)
+	if len(v) != stateBytes {
+		return s, fmt.Errorf("%w: state of %d bytes", errDamaged, len(v))
+	}
+	if v[0] != formatVersion {
+		return s, fmt.Errorf("boltgraph: the file has format version %d, this program knows %d", v[0], formatVersion)
+	}
+	s.position = binary.BigEndian.Uint64(v[1:])
+	s.nodes = binary.BigEndian.Uint64(v[9:])
+	s.edges = binary.BigEndian.Uint64(v[17:])
+	s.digest = digestFromBytes(v[25:])
+	return s, nil
+}
+
+func (s *state) write(btx *bbolt.Tx) error {
+	v := []byte{formatVersion}
+	v = binary.BigEndian.AppendUint64(v, s.position)
+	v = binary.BigEndian.AppendUint64(v, s.nodes)
+	v = binary.BigEndian.AppendUint64(v, s.edges)
+	return btx.Bucket(bucketState).Put(keyState, append(v, s.digest.bytes()...))
+}
+
+// tx is a transaction; it keeps the state and writes it once, at the end.
+type tx struct {
+	btx *bbolt.Tx
+	state
+	nodesB, out, in, ids, rows *bbolt.Bucket
+}
+
+var (
+	_ replication.Tx          = (*tx)(nil)
+	_ replication.EdgeStorage = (*tx)(nil)
+)
+
+func newTx(btx *bbolt.Tx) (*tx, error) {
+	s, err := readState(btx)
+	if err != nil {
+		return nil, err
+	}
+	return &tx{btx: btx, state: s, nodesB: btx.Bucket(bucketNodes), out: btx.Bucket(bucketOut),
+		in: btx.Bucket(bucketIn), ids: btx.Bucket(bucketIDs), rows: btx.Bucket(bucketRows)}, nil
+}
+
+func (t *tx) ApplyCommand(cmd *replication.Command) error { return replication.Dispatch(t, cmd) }
+
+func (t *tx) GetWALPosition() (uint64, error)  { return t.position, nil }
+func (t *tx) SetWALPosition(pos uint64) error  { t.position = pos; return nil }
+func (t *tx) GetMeta(k []byte) ([]byte, error) { return bytes.Clone(t.rows.Get(k)), nil }
+
+func (t *tx) SetMeta(key, value []byte) error {
+	if value == nil {
+		return t.rows.Delete(key)
+	}
+	return t.rows.Put(bytes.Clone(key), value)
+}
+
+func (t *tx) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
+	return scan(t.rows, prefix, fn)
+}
+
+// node reads a node; nil where there is none.
+func (t *tx) node(id replication.NodeID) (*replication.Node, error) {
+	v := t.nodesB.Get([]byte(id))
+	if v == nil {
+		return nil, nil
+	}
+	n := new(replication.Node)
+	if err := n.UnmarshalJSON(v); err != nil {
+		return nil, fmt.Errorf("%w: node %q: %v", errDamaged, id, err)
+	}
+	return n, nil
+}
+
+func (t *tx) putNode(n *replication.Node, old *replication.Node) error {
+	data, err := n.MarshalJSON()
+	if err != nil {
+		return err // a value without JSON form: the verdict ErrInvalidCommand
+	}
+	d, err := nodeDigest(n)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		if err := t.forgetNode(old); err != nil {
+			return err
+		}
+	}
+	t.digest.add(d)
+	t.nodes++
+	return t.nodesB.Put([]byte(n.ID), data)
+}
+
+func (t *tx) forgetNode(old *replication.Node) error {
+	d, err := nodeDigest(old)
+	if err != nil {
+		return err
+	}
+	t.digest.sub(d)
+	t.nodes--
+	return nil
+}
+
+func (t *tx) CreateNode(n *replication.Node) error {
+	if err := checkIDs(string(n.ID)); err != nil {
+		return err
+	}
+	if t.nodesB.Get([]byte(n.ID)) != nil {
+		return fmt.Errorf("%w: node %q", replication.ErrExists, n.ID)
+	}
+	return t.putNode(n, nil)
+}
+
+func (t *tx) existing(id replication.NodeID) (*replication.Node, error) {
+	if err := checkIDs(string(id)); err != nil {
+		return nil, err
+	}
+	n, err := t.node(id)
+	if err == nil && n == nil {
+		err = fmt.Errorf("%w: node %q", replication.ErrNotFound, id)
+	}
+	return n, err
+}
+
+func (t *tx) UpdateNode(n *replication.Node) error {
+	old, err := t.existing(n.ID)
+	if err != nil {
+		return err
+	}
+	return t.putNode(n, old)
+}
+
+func (t *tx) SetProperty(id replication.NodeID, key string, value interface{}) error {
+	n, err := t.existing(id)
+	if err != nil {
+		return err
+	}
+	value, err = replication.NormalizeValue(value)
+	if err != nil {
+		return err
+	}
+	old := &replication.Node{ID: n.ID, Labels: n.Labels, Properties: make(map[string]any, len(n.Properties))}
+	for k, v := range n.Properties {
+		old.Properties[k] = v
+	}
+	if value == nil {
+		delete(n.Properties, key)
+	} else {
+		n.Properties[key] = value
+	}
+	return t.putNode(n, old)
+}
+
+func (t *tx) DeleteNode(id replication.NodeID) error {
+	n, err := t.existing(id)
+	if err != nil {
+		return err
+	}
+	prefix := joinKey(string(id))
+	if err := t.deleteEdges(t.out, prefix, edgeFromOutKey); err != nil {
+		return err
+	}
+	if err := t.deleteEdges(t.in, prefix, edgeFromInKey); err != nil {
+		return err
+	}
+	if err := t.forgetNode(n); err != nil {
+		return err
+	}
+	return t.nodesB.Delete([]byte(id))
+}
+
+// deleteEdges deletes every edge under a prefix of an index, some at a time,
+// as a cursor must not be moved over what is deleted under it.
+func (t *tx) deleteEdges(index *bbolt.Bucket, prefix []byte, decode func([]byte) (*replication.Edge, error)) error {
+	const step = 1000
+	for {
+		var batch []*replication.Edge
+		c := index.Cursor()
+		for k, _ := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix) && len(batch) < step; k, _ = c.Next() {
+			e, err := decode(k)
+			if err != nil {
+				return err
+			}
+			batch = append(batch, e)
+		}
+		for _, e := range batch {
+			if err := t.deleteEdge(e); err != nil {
+				return err
+			}
+		}
+		if len(batch) < step {
+			return nil
+		}
+	}
+}
+
+// edge reads the edge with the identity of e; nil where there is none.
+func (t *tx) edge(e *replication.Edge) (*replication.Edge, error) {
+	v := t.out.Get(outKey(e))
+	if v == nil {
+		return nil, nil
+	}
+	return edgeWith(e, v)
+}
+
+// edgeWith is e with the properties stored for it.
+func edgeWith(e *replication.Edge, stored []byte) (*replication.Edge, error) {
+	v, err := replication.DecodeValue(stored)
+	props, ok := v.(map[string]any)
+	if err != nil || !ok {
+		return nil, fmt.Errorf("%w: edge %s: %v", errDamaged, outKey(e), err)
+	}
+	return &replication.Edge{ID: e.ID, StartNode: e.StartNode, EndNode: e.EndNode, Type: e.Type, Properties: props}, nil
+}
+
+func (t *tx) putEdge(e *replication.Edge, old *replication.Edge) error {
+	props, err := replication.AppendValue(nil, nonNil(e.Properties))
+	if err != nil {
+		return err
+	}
+	d, err := edgeDigest(e)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		was, err := edgeDigest(old)
+		if err != nil {
+			return err
+		}
+		t.digest.sub(was)
+	} else {
+		t.edges++
+	}
+	t.digest.add(d)
+	key := outKey(e)
+	if err := t.out.Put(key, props); err != nil || old != nil {
+		return err
+	}
+	if err := t.in.Put(inKey(e), []byte{}); err != nil || e.ID == "" {
+		return err
+	}
+	return t.ids.Put([]byte(e.ID), key)
+}
+
+func nonNil(m map[string]any) map[string]any {
+	if m == nil {
+		return map[string]any{}
+	}
+	return m
+}
+
+func (t *tx) CreateEdge(e *replication.Edge) error {
+	if err := checkEdgeIDs(e); err != nil {
+		return err
+	}
+	for _, end := range []replication.NodeID{e.StartNode, e.EndNode} {
+		if t.nodesB.Get([]byte(end)) == nil {
+			return fmt.Errorf("%w: node %q", replication.ErrMissingEnd, end)
+		}
+	}
+	if t.out.Get(outKey(e)) != nil || e.ID != "" && t.ids.Get([]byte(e.ID)) != nil {
+		return fmt.Errorf("%w: edge %q -%s-> %q %s", replication.ErrExists, e.StartNode, e.Type, e.EndNode, e.ID)
+	}
+	return t.putEdge(e, nil)
+}
+
+func (t *tx) UpdateEdge(e *replication.Edge) error {
+	if err := checkEdgeIDs(e); err != nil {
+		return err
+	}
+	old, err := t.edge(e)
+	if err != nil {
+		return err
+	}
+	if old == nil {
+		return edgeNotFound(e)
+	}
+	return t.putEdge(e, old)
+}
+
+func edgeNotFound(e *replication.Edge) error {
+	return fmt.Errorf("%w: edge %q -%s-> %q %s", replication.ErrNotFound, e.StartNode, e.Type, e.EndNode, e.ID)
+}
+
+func (t *tx) DeleteEdge(from, to replication.NodeID, relType string) error {
+	e := &replication.Edge{StartNode: from, EndNode: to, Type: relType}
+	if err := checkEdgeIDs(e); err != nil {
+		return err
+	}
+	return t.deleteEdge(e)
+}
+
+func (t *tx) DeleteEdgeByID(id replication.EdgeID) error {
+	if err := checkIDs(string(id)); err != nil {
+		return err
+	}
+	key := t.ids.Get([]byte(id))
+	if key == nil {
+		return fmt.Errorf("%w: edge %q", replication.ErrNotFound, id)
+	}
+	e, err := edgeFromOutKey(key)
+	if err != nil {
+		return err
+	}
+	return t.deleteEdge(e)
+}
+
+func (t *tx) deleteEdge(e *replication.Edge) error {
+	old, err := t.edge(e)
+	if err != nil {
+		return err
+	}
+	if old == nil {
+		return edgeNotFound(e)
+	}
+	d, err := edgeDigest(old)
+	if err != nil {
+		return err
+	}
+	t.digest.sub(d)
+	t.edges--
+	if err := t.out.Delete(outKey(e)); err != nil {
+		return err
+	}
+	if err := t.in.Delete(inKey(e)); err != nil || e.ID == "" {
+		return err
+	}
+	return t.ids.Delete([]byte(e.ID))
+}

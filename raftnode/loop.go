@@ -1,0 +1,210 @@
+package raftnode
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication"
+)
+
+// loop watches the node: changes of leadership, a hanging disk, members to be
+// promoted, and how far the leader is ahead.
+func (n *Node) loop(observations <-chan raft.Observation) {
+	tick := time.NewTicker(max(n.cfg.Raft.ElectionTimeout/4, 5*time.Millisecond))
+	defer tick.Stop()
+	hang := n.spawnHangWatch()
+	defer hang()
+	var polling sync.WaitGroup
+	defer polling.Wait()
+	busy := make(chan struct{}, 1) // at most one housekeeping run at a time
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case leads := <-n.notify:
+			n.leadershipChanged(leads)
+		case o := <-observations:
+			n.observed(o)
+		case <-tick.C:
+			select {
+			case busy <- struct{}{}:
+				polling.Go(func() { n.housekeeping(); <-busy })
+			default:
+			}
+		}
+	}
+}
+
+// spawnHangWatch watches the log store; the function it returns ends it.
+func (n *Node) spawnHangWatch() (stop func()) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(max(n.cfg.Raft.ElectionTimeout/8, 5*time.Millisecond))
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				n.setHung(n.logs.stuckFor() > n.cfg.Raft.ElectionTimeout)
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+// setHung withholds or lets go Raft traffic: a node whose disk hangs must not
+// keep the others from electing a leader that can work.
+func (n *Node) setHung(hung bool) {
+	if n.rtrans.hung.Swap(hung) == hung {
+		return
+	}
+	if hung {
+		n.rt.Logger.Error("the log store hangs; Raft traffic is withheld until it answers")
+		n.publish(replication.Event{Type: replication.EventDegraded, Detail: "log store hangs"})
+	} else {
+		n.rt.Logger.Warn("the log store answers again")
+		n.publish(replication.Event{Type: replication.EventRestored, Detail: "log store answers"})
+	}
+	if n.layer != nil {
+		if hung {
+			n.layer.Suspend()
+		} else {
+			n.layer.Resume()
+		}
+	}
+	n.signalChange()
+}
+
+func (n *Node) observed(o raft.Observation) {
+	switch d := o.Data.(type) {
+	case raft.LeaderObservation:
+		n.signalChange()
+		n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: string(d.LeaderID), Term: n.raft.CurrentTerm()})
+	case raft.RaftState:
+		n.publish(replication.Event{Type: replication.EventRoleChanged, Role: roleName(d), Term: n.raft.CurrentTerm()})
+	case raft.PeerObservation:
+		n.publish(replication.Event{Type: replication.EventMemberChanged, Peer: string(d.Peer.ID)})
+	case raft.FailedHeartbeatObservation:
+		n.publish(replication.Event{Type: replication.EventPeerDown, Peer: string(d.PeerID)})
+	case raft.ResumedHeartbeatObservation:
+		n.publish(replication.Event{Type: replication.EventPeerUp, Peer: string(d.PeerID)})
+	}
+}
+
+func (n *Node) leadershipChanged(leads bool) {
+	n.readyTerm.Store(0)
+	if leads {
+		term := n.raft.CurrentTerm()
+		n.spawn(func() { n.takeOffice(term) })
+	}
+	n.signalChange()
+}
+
+// takeOffice makes a new leader ready: an entry of its own term is committed,
+// so that it knows what is, and everything before it is applied.
+func (n *Node) takeOffice(term uint64) {
+	if n.applier.Failure() != nil {
+		n.giveUpLeadership()
+		return
+	}
+	if err := n.raft.Barrier(0).Error(); err != nil {
+		n.rt.Logger.Warn("leadership ended before it began", "term", term, "error", err)
+		return
+	}
+	if n.raft.State() != raft.Leader || n.raft.CurrentTerm() != term {
+		return
+	}
+	if n.applier.Identity() == (replication.Identity{}) {
+		if err := n.foundThroughLog(); err != nil {
+			n.rt.Logger.Warn("founding the history failed; the next leader tries again", "error", err)
+			return
+		}
+	}
+	n.readyTerm.Store(term)
+	n.rt.Logger.Info("leading", "term", term)
+	n.signalChange()
+}
+
+// foundThroughLog gives a cluster whose storage has no snapshots its history.
+func (n *Node) foundThroughLog() error {
+	cmd, err := replication.NewFoundingCommand(replication.NewHistory())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, 4*n.cfg.Raft.ElectionTimeout)
+	defer cancel()
+	_, err = n.submit.propose(ctx, replication.NewGroup(cmd))
+	return err
+}
+
+func (n *Node) giveUpLeadership() {
+	n.rt.Logger.Warn("the storage has failed: leadership is handed on")
+	if err := n.raft.LeadershipTransfer().Error(); err != nil {
+		n.rt.Logger.Warn("leadership was not handed on", "error", err)
+	}
+}
+
+// housekeeping is what a node does a few times in each election timeout.
+func (n *Node) housekeeping() {
+	if n.raft.State() == raft.Leader {
+		if n.applier.Failure() != nil {
+			n.giveUpLeadership()
+			return
+		}
+		n.promoteCaughtUp()
+		n.progress.leading()
+		return
+	}
+	addr, known := n.leaderRoute()
+	if !known || addr == "" || n.transport == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
+	defer cancel()
+	var h replication.HealthStatus
+	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
+		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
+	}
+}
+
+// lagTracker compares this node's position with the leader's, as polled: the
+// leader's clock is not looked at.
+type lagTracker struct {
+	// mu guards the fields below.
+	mu     sync.Mutex
+	leader uint64    // the leader's applied position when last asked
+	behind time.Time // since when this node has lacked something; zero: it does not
+}
+
+// polled notes the leader's position; own is this node's when the answer came.
+func (l *lagTracker) polled(own, leader uint64, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if own >= l.leader { // what was lacking at the last poll has come
+		l.behind = time.Time{}
+	}
+	if own < leader && l.behind.IsZero() {
+		l.behind = now
+	}
+	l.leader = leader
+}
+
+func (l *lagTracker) leading() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leader, l.behind = 0, time.Time{}
+}
+
+// lag in entries and seconds of a node at a position.
+func (l *lagTracker) lag(position uint64, now time.Time) (entries uint64, seconds float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if position >= l.leader || l.behind.IsZero() {
+		return 0, 0
+	}
+	return l.leader - position, now.Sub(l.behind).Seconds()
+}

@@ -1,0 +1,87 @@
+package raftnode
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/nornicdb/replication"
+)
+
+// LogStore holds a node's log, its term and its vote. If it is an io.Closer it
+// is closed at Shutdown.
+type LogStore interface {
+	raft.LogStore
+	raft.StableStore
+}
+
+// boltLogStore is the name of the built-in log store.
+const boltLogStore = "bolt"
+
+type options struct {
+	logStores     map[string]func(dir string) (LogStore, error)
+	snapshots     func(dir string, retain int) (raft.SnapshotStore, error)
+	raftTransport raft.Transport
+	force         bool
+}
+
+// Option is a hashicorp-typed choice of Raft mode.
+type Option func(*options)
+
+// WithLogStore offers a log store under a name that
+// NORNICDB_CLUSTER_LOG_STORE can choose.
+func WithLogStore(name string, open func(dir string) (LogStore, error)) Option {
+	return func(o *options) { o.logStores[name] = open }
+}
+
+// WithSnapshotStore replaces the file snapshot store.
+func WithSnapshotStore(open func(dir string, retain int) (raft.SnapshotStore, error)) Option {
+	return func(o *options) { o.snapshots = open }
+}
+
+// WithRaftTransport makes Raft use t, hashicorp's in-memory transport say,
+// instead of streams on the cluster port. The node closes it at Shutdown if it
+// can be closed.
+func WithRaftTransport(t raft.Transport) Option {
+	return func(o *options) { o.raftTransport = t }
+}
+
+// WithForce founds a cluster although a listed peer could not be asked whether
+// it has one already.
+func WithForce() Option { return func(o *options) { o.force = true } }
+
+// Mode returns a Constructor with options.
+func Mode(opts ...Option) replication.Constructor {
+	return func(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
+		o := options{logStores: map[string]func(string) (LogStore, error){boltLogStore: openBolt}, snapshots: nil}
+		for _, opt := range opts {
+			opt(&o)
+		}
+		if o.logStores[cfg.LogStore] == nil {
+			return nil, fmt.Errorf("%w: NORNICDB_CLUSTER_LOG_STORE=%q was not offered here", replication.ErrInvalidConfig, cfg.LogStore)
+		}
+		return newNode(cfg, storage, rt, o)
+	}
+}
+
+// New is Raft mode without options: a replication.Constructor.
+func New(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
+	return Mode()(cfg, storage, rt)
+}
+
+func openBolt(dir string) (LogStore, error) {
+	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "raft.db"), MsgpackUseNewTimeFormat: true})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
+}
+
+func closeIfCloser(v any) error {
+	if c, ok := v.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
