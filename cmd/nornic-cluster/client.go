@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/spf13/cobra"
+)
+
+// client talks to any of several nodes: the one that answered last is asked
+// first.
+type client struct {
+	http    http.Client
+	addrs   []string
+	current atomic.Int64
+	retries atomic.Int64
+}
+
+func newClient(addrs []string) (*client, error) {
+	c := &client{}
+	for _, a := range addrs {
+		a = strings.TrimRight(strings.TrimSpace(a), "/")
+		if a == "" {
+			continue
+		}
+		if !strings.Contains(a, "://") {
+			a = "http://" + a
+		}
+		c.addrs = append(c.addrs, a)
+	}
+	if len(c.addrs) == 0 {
+		return nil, fmt.Errorf("%w: --addr names no node", errUsage)
+	}
+	return c, nil
+}
+
+// final: another try cannot change the answer.
+func final(status int) bool {
+	switch status {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusBadGateway, http.StatusInternalServerError:
+		return false
+	default:
+		return true
+	}
+}
+
+// post sends a write until it is answered for good or ctx ends. Its request ID
+// makes the repetition safe.
+func (c *client) post(ctx context.Context, path, requestID string, body []byte) error {
+	wait := 20 * time.Millisecond
+	for {
+		i := c.current.Load()
+		status, err := c.try(ctx, c.addrs[int(i)%len(c.addrs)]+path, requestID, body)
+		if err == nil || final(status) && status != 0 && !strings.Contains(err.Error(), `"not_leader"`) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
+		}
+		c.retries.Add(1)
+		c.current.CompareAndSwap(i, i+1)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		wait = min(2*wait, time.Second)
+	}
+}
+
+// try sends a write once; status is 0 where no answer came.
+func (c *client) try(ctx context.Context, url, requestID string, body []byte) (status int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout+5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Request-Id", requestID)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return 0, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return resp.StatusCode, fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
+	}
+	return resp.StatusCode, nil
+}
+
+// get reads a JSON answer of one node.
+func get(ctx context.Context, url string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return fmt.Errorf("%s: %s: %s", url, resp.Status, bytes.TrimSpace(text))
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(v)
+}
+
+func exportCommand() *cobra.Command {
+	var addr string
+	cmd := &cobra.Command{
+		Use: "export", Short: "Write the whole graph as APOC JSON lines", Args: exactArgs(0),
+		Example: "  nornic-cluster export --addr http://127.0.0.1:7474 > graph.jsonl",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newClient([]string{addr})
+			if err != nil {
+				return err
+			}
+			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, c.addrs[0]+"/graph/export", nil)
+			if err != nil {
+				return err
+			}
+			resp, err := c.http.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("export: %s", resp.Status)
+			}
+			_, err = io.Copy(os.Stdout, resp.Body)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&addr, "addr", "http://127.0.0.1:7474", "a node's HTTP address")
+	return cmd
+}
+
+func verifyCommand() *cobra.Command {
+	var addrs []string
+	var timeout time.Duration
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Say whether all nodes hold the same graph", Args: exactArgs(0),
+		Example: "  nornic-cluster verify --addr http://127.0.0.1:7474,http://127.0.0.1:7475,http://127.0.0.1:7476",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return verify(cmd.Context(), addrs, timeout, asJSON) },
+	}
+	cmd.Flags().StringSliceVar(&addrs, "addr", nil, "the nodes' HTTP addresses")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait until they stand at one position")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+var errDiffer = errors.New("the nodes do not hold the same graph")
+
+// verify waits until all nodes stand at one position and compares them there.
+func verify(ctx context.Context, addrs []string, timeout time.Duration, asJSON bool) error {
+	c, err := newClient(addrs)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var stats []statsView
+	for {
+		stats, err = c.allStats(ctx)
+		if err == nil && samePosition(stats) {
+			break
+		}
+		timer := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("the nodes did not come to one position within %s: %w (last: %+v)", timeout, errors.Join(err, ctx.Err()), stats)
+		}
+	}
+	same := true
+	for _, s := range stats {
+		same = same && s == stats[0]
+	}
+	if asJSON {
+		nodes := make(map[string]statsView, len(stats))
+		for i, s := range stats {
+			nodes[c.addrs[i]] = s
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(map[string]any{"same": same, "nodes": nodes}); err != nil {
+			return err
+		}
+	} else {
+		for i, s := range stats {
+			fmt.Printf("%s  position %d  %d nodes  %d edges  digest %s\n", c.addrs[i], s.Position, s.Nodes, s.Edges, s.Digest)
+		}
+	}
+	if !same {
+		return errDiffer
+	}
+	if !asJSON {
+		fmt.Printf("all %d nodes hold the same graph\n", len(stats))
+	}
+	return nil
+}
+
+func (c *client) allStats(ctx context.Context) ([]statsView, error) {
+	stats := make([]statsView, len(c.addrs))
+	for i, a := range c.addrs {
+		if err := get(ctx, a+"/graph/stats", &stats[i]); err != nil {
+			return nil, err
+		}
+	}
+	return stats, nil
+}
+
+func samePosition(stats []statsView) bool {
+	for _, s := range stats {
+		if s.Position != stats[0].Position {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+type importOptions struct {
+	addrs          []string
+	file           string
+	writers, batch int
+	patience       time.Duration
+}
+
+func importCommand() *cobra.Command {
+	var o importOptions
+	cmd := &cobra.Command{
+		Use: "import FILE", Short: "Load APOC JSON lines through the cluster", Args: exactArgs(1),
+		Long: "Loads APOC JSON lines, plain or gzip, - for standard input. Nodes are put first, then\n" +
+			"relationships; a relationship is known by its ends and type. It is safe to run again.",
+		Example: "  nornic-cluster import --addr http://127.0.0.1:7474,http://127.0.0.1:7475 graph.jsonl.gz",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.file = args[0]
+			return importFile(cmd.Context(), &o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&o.addrs, "addr", []string{"http://127.0.0.1:7474"}, "the nodes' HTTP addresses")
+	f.IntVar(&o.writers, "writers", 16, "batches in flight")
+	f.IntVar(&o.batch, "batch", 64, "records a batch")
+	f.DurationVar(&o.patience, "patience", 5*time.Minute, "how long one batch is tried again")
+	return cmd
+}
+
+// importer sends batches with several writers.
+type importer struct {
+	o       *importOptions
+	client  *client
+	run     string // random: the request IDs of this run
+	batches chan importBatch
+	records atomic.Int64
+}
+
+type importBatch struct {
+	id      string
+	body    []byte
+	records int
+}
+
+func importFile(ctx context.Context, o *importOptions) error {
+	c, err := newClient(o.addrs)
+	if err != nil {
+		return err
+	}
+	if o.writers < 1 || o.batch < 1 {
+		return fmt.Errorf("%w: --writers and --batch must be positive", errUsage)
+	}
+	if o.patience <= 0 {
+		o.patience = 5 * time.Minute
+	}
+	in, err := openGraph(o.file)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	c.http.Timeout = 0
+	im := &importer{o: o, client: c, run: rand.Text()}
+	start := time.Now()
+	stop := im.showProgress()
+	nodes, edges, err := im.load(ctx, in)
+	stop()
+	if err != nil {
+		return err
+	}
+	seconds := time.Since(start).Seconds()
+	fmt.Fprintf(os.Stderr, "imported %d nodes and %d edges with %d retries in %.1f s (%.0f records/s)\n",
+		nodes, edges, c.retries.Load(), seconds, float64(nodes+edges)/seconds)
+	return nil
+}
+
+// openGraph opens a file, or standard input, plain or gzip.
+func openGraph(name string) (io.ReadCloser, error) {
+	file := os.Stdin
+	if name != "-" {
+		var err error
+		if file, err = os.Open(name); err != nil {
+			return nil, err
+		}
+	}
+	r := bufio.NewReaderSize(file, 64<<10)
+	if head, _ := r.Peek(2); !bytes.Equal(head, []byte{0x1f, 0x8b}) {
+		return readCloser{r, file}, nil
+	}
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return readCloser{z, file}, nil
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// load reads records and sends them in batches. An edge needs its nodes, so all
+// nodes are in before the first edge goes out; a node after an edge waits for
+// the edges before it in the same way.
+func (im *importer) load(ctx context.Context, in io.Reader) (nodes, edges int, err error) {
+	lines := newAPOCReader(in)
+	phase, number := "", 0
+	var pending *apocRecord
+	for more := true; more; {
+		group := func(send func(importBatch) error) error {
+			var body bytes.Buffer
+			count := 0
+			flush := func() error {
+				if count == 0 {
+					return nil
+				}
+				number++
+				b := importBatch{id: fmt.Sprintf("%s-%d", im.run, number), body: bytes.Clone(body.Bytes()), records: count}
+				body.Reset()
+				count = 0
+				return send(b)
+			}
+			for {
+				rec := pending
+				pending = nil
+				if rec == nil {
+					var err error
+					if rec, err = lines.next(); err == io.EOF {
+						more = false
+						return flush()
+					} else if err != nil {
+						return err
+					}
+				}
+				if phase != "" && rec.Type != phase {
+					pending, phase = rec, rec.Type
+					return flush()
+				}
+				phase = rec.Type
+				if _, err := rec.command(); err != nil {
+					return fmt.Errorf("line %d: %w", lines.line, err)
+				}
+				line, err := json.Marshal(rec)
+				if err != nil {
+					return err
+				}
+				body.Write(append(line, '\n'))
+				count++
+				if rec.Type == "node" {
+					nodes++
+				} else {
+					edges++
+				}
+				if count >= im.o.batch || body.Len() > maxBatchBody/4 {
+					if err := flush(); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		if err := im.sendAll(ctx, group); err != nil {
+			return nodes, edges, err
+		}
+	}
+	return nodes, edges, nil
+}
+
+// sendAll runs the writers over what produce gives them and waits for all.
+func (im *importer) sendAll(ctx context.Context, produce func(send func(importBatch) error) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	batches := make(chan importBatch)
+	var wg sync.WaitGroup
+	for range im.o.writers {
+		wg.Go(func() {
+			for b := range batches {
+				tryCtx, stop := context.WithTimeout(ctx, im.o.patience)
+				err := im.client.post(tryCtx, "/graph/batch", b.id, b.body)
+				stop()
+				if err != nil {
+					cancel(err)
+					return
+				}
+				im.records.Add(int64(b.records))
+			}
+		})
+	}
+	err := produce(func(b importBatch) error {
+		select {
+		case batches <- b:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	close(batches)
+	wg.Wait()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
+// showProgress shows a bar on a terminal and a line every few seconds elsewhere.
+func (im *importer) showProgress() (stop func()) {
+	var bar *progressbar.ProgressBar
+	every := 5 * time.Second
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		every = 200 * time.Millisecond
+		bar = progressbar.NewOptions64(-1, progressbar.OptionSetWriter(os.Stderr), progressbar.OptionSetDescription("importing"),
+			progressbar.OptionShowIts(), progressbar.OptionShowCount(), progressbar.OptionSetItsString("records"))
+	}
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			if bar != nil {
+				_ = bar.Set64(im.records.Load())
+			} else {
+				fmt.Fprintf(os.Stderr, "%d records\n", im.records.Load())
+			}
+		}
+	})
+	return func() {
+		close(done)
+		wg.Wait()
+		if bar != nil {
+			_ = bar.Clear()
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/raftnode"
+)
+
+const stopTimeout = 10 * time.Second
+
+// node is a replicator over a graph store, with its HTTP address.
+type node struct {
+	repl   replication.Replicator
+	store  *boltgraph.Store
+	server *http.Server
+	url    string
+	done   chan error // the HTTP server's end
+}
+
+// openNode opens store, replicator and HTTP address; start makes it take part.
+func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger) (*node, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, err
+	}
+	store, err := boltgraph.Open(filepath.Join(cfg.DataDir, "graph.db"))
+	if err != nil {
+		return nil, err
+	}
+	repl, err := replication.New(cfg, store, replication.Modes{replication.ModeRaft: raftnode.New}, replication.WithLogger(logger))
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	l, err := net.Listen("tcp", httpAddr)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	n := &node{repl: repl, store: store, url: "http://" + l.Addr().String(), done: make(chan error, 1)}
+	authorize, err := authorizer(l.Addr())
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), store.Close())
+	}
+	mux := http.NewServeMux()
+	admin := replication.NewHTTPHandler(repl, replication.HTTPOptions{Authorize: authorize})
+	mux.Handle("/health", admin)
+	mux.Handle("/admin/", admin)
+	(&rest{repl: repl, store: store}).mount(mux)
+	n.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	go func() { n.done <- n.server.Serve(l) }()
+	return n, nil
+}
+
+// authorizer guards the mutating admin endpoints: by the bearer token in
+// NORNIC_ADMIN_TOKEN, and without one by a loopback address.
+func authorizer(addr net.Addr) (func(*http.Request) error, error) {
+	token := os.Getenv("NORNIC_ADMIN_TOKEN")
+	if name := os.Getenv("NORNIC_ADMIN_TOKEN_FILE"); token == "" && name != "" {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: NORNIC_ADMIN_TOKEN_FILE: %w", replication.ErrInvalidConfig, err)
+		}
+		token = strings.TrimSpace(string(data))
+	}
+	if token != "" {
+		want := []byte("Bearer " + token)
+		return func(r *http.Request) error {
+			if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
+				return fmt.Errorf("%w: a bearer token is needed", replication.ErrHTTPUnauthorized)
+			}
+			return nil
+		}, nil
+	}
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		return func(*http.Request) error { return nil }, nil
+	}
+	return nil, nil
+}
+
+func (n *node) start(ctx context.Context) error { return n.repl.Start(ctx) }
+
+// stop closes everything, in order, within stopTimeout where the disk allows.
+func (n *node) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout/2)
+	defer cancel()
+	var errs []error
+	errs = append(errs, n.repl.Shutdown())
+	if err := n.server.Shutdown(ctx); err != nil {
+		errs = append(errs, n.server.Close())
+	}
+	if err := <-n.done; !errors.Is(err, http.ErrServerClosed) {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, n.store.Close())...)
+}

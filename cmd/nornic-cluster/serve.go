@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/spf13/cobra"
+)
+
+func serveCommand() *cobra.Command {
+	var httpAddr, dataDir string
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run one node, configured by NORNICDB_CLUSTER_*", Args: exactArgs(0),
+		Example: "  NORNICDB_CLUSTER_MODE=standalone nornic-cluster serve --http 127.0.0.1:7474 --data ./data/n1",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := replication.LoadFromEnv()
+			if err != nil {
+				return err
+			}
+			if dataDir != "" {
+				cfg.DataDir = dataDir
+			}
+			logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+			n, err := openNode(cfg, httpAddr, logger)
+			if err != nil {
+				return err
+			}
+			logger.Info("serving", "http", n.url, "cluster", cfg.BindAddr, "mode", string(cfg.Mode))
+			err = n.start(cmd.Context())
+			if err == nil {
+				<-cmd.Context().Done()
+			} else if cmd.Context().Err() != nil {
+				err = nil // stopped while it waited for its peers
+			}
+			return errors.Join(err, n.stop())
+		},
+	}
+	cmd.Flags().StringVar(&httpAddr, "http", "127.0.0.1:7474", "HTTP address")
+	cmd.Flags().StringVar(&dataDir, "data", "", "data directory (instead of NORNICDB_CLUSTER_DATA_DIR)")
+	return cmd
+}
+
+type demoOptions struct {
+	dir, importFile       string
+	httpPort, clusterPort int
+	verbose               bool
+}
+
+func demoCommand() *cobra.Command {
+	var o demoOptions
+	cmd := &cobra.Command{
+		Use: "demo", Short: "Run three Raft nodes in this process", Args: exactArgs(0),
+		Example: "  nornic-cluster demo --import cmd/nornic-cluster/testdata/small.jsonl",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return demo(cmd.Context(), &o) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dir, "dir", "", "directory of the nodes (a temporary one if empty)")
+	f.StringVar(&o.importFile, "import", "", "load this graph first")
+	f.IntVar(&o.httpPort, "http-port", 7474, "first of three HTTP ports; 0 picks free ones")
+	f.IntVar(&o.clusterPort, "cluster-port", 7688, "first of three cluster ports; 0 picks free ones")
+	f.BoolVar(&o.verbose, "verbose", false, "log what the nodes do")
+	return cmd
+}
+
+func demo(ctx context.Context, o *demoOptions) (err error) {
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "nornic-demo-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+	}
+	cluster, err := loopbackAddrs(o.clusterPort)
+	if err != nil {
+		return err
+	}
+	web, err := loopbackAddrs(o.httpPort)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelError
+	if o.verbose {
+		level = slog.LevelInfo
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	var nodes []*node
+	defer func() {
+		for _, n := range nodes {
+			err = errors.Join(err, n.stop())
+		}
+	}()
+	for i := range cluster {
+		n, err := openNode(demoConfig(i, cluster, o.dir), web[i], logger.With("node", i+1))
+		if err != nil {
+			return err
+		}
+		nodes = append(nodes, n)
+		fmt.Printf("node%d  %s  cluster %s\n", i+1, n.url, cluster[i])
+	}
+	if err := startAll(ctx, nodes); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if o.importFile != "" {
+		if err := demoImport(ctx, nodes, o.importFile); err != nil {
+			return err
+		}
+	}
+	followLeader(ctx, nodes)
+	return nil
+}
+
+func demoConfig(i int, addrs []string, dir string) *replication.Config {
+	cfg := replication.DefaultConfig()
+	cfg.Mode = replication.ModeRaft
+	cfg.NodeID = fmt.Sprintf("node%d", i+1)
+	cfg.BindAddr = addrs[i]
+	cfg.DataDir = filepath.Join(dir, cfg.NodeID)
+	cfg.Raft.Bootstrap = i == 0
+	for j, addr := range addrs {
+		if j != i {
+			cfg.Raft.Peers = append(cfg.Raft.Peers, replication.RaftPeer{ID: fmt.Sprintf("node%d", j+1), Addr: addr})
+		}
+	}
+	return cfg
+}
+
+// loopbackAddrs are three addresses from a port on, or three free ones.
+func loopbackAddrs(port int) ([]string, error) {
+	addrs := make([]string, 3)
+	for i := range addrs {
+		if port != 0 {
+			addrs[i] = fmt.Sprintf("127.0.0.1:%d", port+i)
+			continue
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // all three are held until all are known
+		addrs[i] = l.Addr().String()
+	}
+	return addrs, nil
+}
+
+func startAll(ctx context.Context, nodes []*node) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	errs := make(chan error, len(nodes))
+	for _, n := range nodes {
+		go func() { errs <- n.start(ctx) }()
+	}
+	var all []error
+	for range nodes {
+		all = append(all, <-errs)
+	}
+	if err := errors.Join(all...); err != nil {
+		return err
+	}
+	return nodes[0].repl.WaitForLeader(30 * time.Second)
+}
+
+func demoImport(ctx context.Context, nodes []*node, file string) error {
+	urls := make([]string, len(nodes))
+	for i, n := range nodes {
+		urls[i] = n.url
+	}
+	if err := importFile(ctx, &importOptions{addrs: urls, file: file, writers: 16, batch: 64}); err != nil {
+		return err
+	}
+	return verify(ctx, urls, time.Minute, false)
+}
+
+// followLeader prints who leads whenever that changes, until ctx ends.
+func followLeader(ctx context.Context, nodes []*node) {
+	events, cancel := nodes[0].repl.(replication.Subscriber).Subscribe(64)
+	defer cancel()
+	said := ""
+	for {
+		if id := nodes[0].repl.LeaderID(); id != said && id != "" {
+			fmt.Printf("%s leads\n", id)
+			said = id
+		}
+		select {
+		case <-events:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

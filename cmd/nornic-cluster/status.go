@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+type clusterView struct {
+	ClusterID string `json:"cluster_id"`
+	Mode      string `json:"mode"`
+	Leader    struct {
+		ID      string `json:"id"`
+		Address string `json:"address"`
+	} `json:"leader"`
+	Members []struct {
+		ID      string `json:"id"`
+		Address string `json:"address"`
+		State   string `json:"state"`
+		Healthy bool   `json:"healthy"`
+		Voter   bool   `json:"voter"`
+		Lag     int64  `json:"lag"`
+	} `json:"members"`
+	CommitIndex uint64 `json:"commit_index"`
+	Term        uint64 `json:"term"`
+	Source      string `json:"source"`
+}
+
+func statusCommand() *cobra.Command {
+	var addr string
+	var watch, asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show the cluster", Args: exactArgs(0),
+		Example: "  nornic-cluster status --addr http://127.0.0.1:7474 --watch",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for {
+				err := showStatus(cmd.Context(), addr, asJSON)
+				if !watch {
+					return err
+				}
+				if err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
+				timer := time.NewTimer(time.Second)
+				select {
+				case <-timer.C:
+				case <-cmd.Context().Done():
+					timer.Stop()
+					return nil
+				}
+			}
+		},
+	}
+	cmd.Flags().StringVar(&addr, "addr", "http://127.0.0.1:7474", "a node's HTTP address")
+	cmd.Flags().BoolVar(&watch, "watch", false, "again every second, until stopped")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func showStatus(ctx context.Context, addr string, asJSON bool) error {
+	c, err := newClient([]string{addr})
+	if err != nil {
+		return err
+	}
+	var v clusterView
+	if err := get(ctx, c.addrs[0]+"/admin/cluster/status", &v); err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(os.Stdout).Encode(v)
+	}
+	fmt.Printf("cluster %s  mode %s  term %d  commit %d  as seen by %s\n", v.ClusterID, v.Mode, v.Term, v.CommitIndex, v.Source)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NODE\tADDRESS\tROLE\tHEALTHY\tVOTER\tLAG")
+	for _, m := range v.Members {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%t\t%d\n", m.ID, m.Address, m.State, m.Healthy, m.Voter, m.Lag)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,281 @@
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+// ErrHTTPUnauthorized is what HTTPOptions.Authorize wraps where credentials are
+// missing or wrong; any other error of it is "forbidden".
+var ErrHTTPUnauthorized = errors.New("unauthorized")
+
+// HTTPOptions of NewHTTPHandler.
+type HTTPOptions struct {
+	// Authorize lets a request to a mutating endpoint pass; nil refuses all.
+	Authorize func(*http.Request) error
+	// Timeout of one operation; 30 s where zero.
+	Timeout time.Duration
+}
+
+const maxHTTPBody = 64 << 10
+
+type httpHandler struct {
+	r    Replicator
+	opts HTTPOptions
+}
+
+// NewHTTPHandler makes the health and administration endpoints of a replicator
+// (HTTP endpoints and metrics). Bodies and answers are JSON; errors are
+// {"error": {"code", "message", "leader_id", "leader_addr"}}.
+func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
+	if opts.Timeout <= 0 {
+		opts.Timeout = 30 * time.Second
+	}
+	h := &httpHandler{r: r, opts: opts}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", h.health)
+	mux.HandleFunc("GET /admin/cluster/status", h.status)
+	mux.HandleFunc("POST /admin/cluster/add", post(h, h.add))
+	mux.HandleFunc("POST /admin/cluster/remove", post(h, h.remove))
+	mux.HandleFunc("POST /admin/cluster/transfer-leadership", post(h, h.transfer))
+	mux.HandleFunc("POST /admin/cluster/snapshot", post(h, h.snapshot))
+	mux.HandleFunc("POST /admin/solo", post(h, h.solo))
+	mux.HandleFunc("POST /admin/promote", post(h, h.promote))
+	return mux
+}
+
+// HTTPStatus is the status of an error. An unknown outcome is 504 like a
+// timeout; the code in the body tells them apart.
+func HTTPStatus(err error) int {
+	for _, row := range []struct {
+		status int
+		errs   []error
+	}{
+		{http.StatusGatewayTimeout, []error{ErrUnknownOutcome}},
+		{http.StatusBadRequest, []error{ErrInvalidCommand, ErrInvalidTimeout, ErrInvalidConfig}},
+		{http.StatusRequestEntityTooLarge, []error{ErrCommandTooLarge}},
+		{http.StatusUnauthorized, []error{ErrHTTPUnauthorized}},
+		{http.StatusNotFound, []error{ErrNotFound}},
+		{http.StatusConflict, []error{ErrNotLeader, ErrExists, ErrMissingEnd, ErrRequestIDReused, ErrMemberExists, ErrQuorumAtRisk}},
+		{http.StatusTooManyRequests, []error{ErrOverloaded}},
+		{http.StatusServiceUnavailable, []error{ErrNoLeader, ErrNotReady, ErrClosed, ErrStorageFailed}},
+		{http.StatusGatewayTimeout, []error{ErrTimeout}},
+		{http.StatusNotImplemented, []error{ErrUnsupported, ErrOpaqueWrite}},
+	} {
+		for _, e := range row.errs {
+			if errors.Is(err, e) {
+				return row.status
+			}
+		}
+	}
+	if _, verdict := Verdict(err); verdict {
+		return http.StatusConflict
+	}
+	return http.StatusInternalServerError
+}
+
+// WriteHTTPError answers a request with an error.
+func WriteHTTPError(w http.ResponseWriter, err error) { writeHTTPError(w, HTTPStatus(err), err) }
+
+func writeHTTPError(w http.ResponseWriter, status int, err error) {
+	type body struct {
+		Code       string `json:"code"`
+		Message    string `json:"message"`
+		LeaderID   string `json:"leader_id,omitempty"`
+		LeaderAddr string `json:"leader_addr,omitempty"`
+	}
+	b := body{Code: ErrorCode(err), Message: err.Error()}
+	var notLeader *NotLeaderError
+	if errors.As(err, &notLeader) {
+		b.LeaderID, b.LeaderAddr = notLeader.LeaderID, notLeader.LeaderAddr
+	}
+	WriteHTTPJSON(w, status, map[string]body{"error": b})
+}
+
+// WriteHTTPJSON answers a request with a JSON body.
+func WriteHTTPJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // the client is gone, or there is nothing to add
+}
+
+// post makes the handler of a mutating endpoint: authorized, with a bounded
+// body that has no unknown fields.
+func post[T any](h *httpHandler, do func(context.Context, *T) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if h.opts.Authorize == nil {
+			writeHTTPError(w, http.StatusForbidden, errors.New("changes over HTTP are not enabled on this node"))
+			return
+		}
+		if err := h.opts.Authorize(r); err != nil {
+			status := http.StatusForbidden
+			if errors.Is(err, ErrHTTPUnauthorized) {
+				status = http.StatusUnauthorized
+			}
+			writeHTTPError(w, status, err)
+			return
+		}
+		request := new(T)
+		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxHTTPBody))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(request); err != nil && err != io.EOF {
+			writeHTTPError(w, http.StatusBadRequest, fmt.Errorf("%w: body: %v", ErrInvalidCommand, err))
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), h.opts.Timeout)
+		defer cancel()
+		if err := do(ctx, request); err != nil {
+			WriteHTTPError(w, err)
+			return
+		}
+		WriteHTTPJSON(w, http.StatusOK, map[string]bool{"ok": true})
+	}
+}
+
+type healthView struct {
+	Status      string           `json:"status"`
+	Replication *replicationView `json:"replication"`
+}
+
+type replicationView struct {
+	Mode         ReplicationMode `json:"mode"`
+	NodeID       string          `json:"node_id"`
+	Role         string          `json:"role"`
+	IsLeader     bool            `json:"is_leader"`
+	State        string          `json:"state"`
+	Reasons      []string        `json:"reasons,omitempty"`
+	LeaderID     string          `json:"leader_id,omitempty"`
+	LeaderAddr   string          `json:"leader_addr,omitempty"`
+	CommitIndex  uint64          `json:"commit_index"`
+	AppliedIndex uint64          `json:"applied_index"`
+	Term         uint64          `json:"term"`
+	LagEntries   uint64          `json:"replication_lag"`
+	LagSeconds   float64         `json:"replication_lag_seconds"`
+	LastContact  *time.Time      `json:"last_contact,omitempty"`
+	Peers        []memberView    `json:"peers"`
+}
+
+type memberView struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Voter   bool   `json:"voter"`
+	Healthy bool   `json:"healthy"`
+	Lag     int64  `json:"lag"`
+	State   string `json:"state"`
+}
+
+func memberViews(list []PeerHealth) []memberView {
+	views := make([]memberView, len(list))
+	for i, p := range list {
+		views[i] = memberView{ID: p.ID, Address: p.Address, Voter: p.Voter, Healthy: p.Healthy, Lag: p.Lag, State: p.State}
+	}
+	return views
+}
+
+func (h *httpHandler) health(w http.ResponseWriter, r *http.Request) {
+	s := h.r.Health()
+	fine := s.Healthy
+	if r.URL.Query().Get("ready") == "1" {
+		fine = s.Ready
+	}
+	view := healthView{Status: "healthy", Replication: &replicationView{
+		Mode: s.Mode, NodeID: s.NodeID, Role: s.Role, IsLeader: s.IsLeader, State: s.State, Reasons: s.Reasons,
+		LeaderID: s.LeaderID, LeaderAddr: s.LeaderAddr, CommitIndex: s.CommitIndex, AppliedIndex: s.AppliedIndex,
+		Term: s.Term, LagEntries: s.LagEntries, LagSeconds: s.LagSeconds, Peers: memberViews(s.Peers),
+	}}
+	if !s.LastContact.IsZero() {
+		view.Replication.LastContact = &s.LastContact
+	}
+	status := http.StatusOK
+	if !fine {
+		view.Status, status = "unhealthy", http.StatusServiceUnavailable
+	}
+	WriteHTTPJSON(w, status, view)
+}
+
+func (h *httpHandler) status(w http.ResponseWriter, r *http.Request) {
+	m, ok := h.r.(Membership)
+	if !ok {
+		WriteHTTPError(w, errNoAbility)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), h.opts.Timeout)
+	defer cancel()
+	s, err := m.ClusterStatus(ctx)
+	if err != nil {
+		WriteHTTPError(w, err)
+		return
+	}
+	WriteHTTPJSON(w, http.StatusOK, map[string]any{
+		"cluster_id": s.ClusterID, "mode": s.Mode, "leader": map[string]string{"id": s.LeaderID, "address": s.LeaderAddr},
+		"members": memberViews(s.Members), "commit_index": s.CommitIndex, "term": s.Term, "source": s.Source,
+	})
+}
+
+var errNoAbility = fmt.Errorf("%w in this mode", ErrUnsupported)
+
+type addRequest struct {
+	NodeID  string `json:"node_id"`
+	Address string `json:"address"`
+	Voter   *bool  `json:"voter"`
+}
+
+func (h *httpHandler) add(ctx context.Context, q *addRequest) error {
+	if m, ok := h.r.(Membership); ok {
+		return m.AddMember(ctx, q.NodeID, q.Address, q.Voter == nil || *q.Voter)
+	}
+	return errNoAbility
+}
+
+type removeRequest struct {
+	NodeID string `json:"node_id"`
+	Force  bool   `json:"force"`
+}
+
+func (h *httpHandler) remove(ctx context.Context, q *removeRequest) error {
+	if m, ok := h.r.(Membership); ok {
+		return m.RemoveMember(ctx, q.NodeID, q.Force)
+	}
+	return errNoAbility
+}
+
+type transferRequest struct {
+	NodeID string `json:"node_id"`
+}
+
+func (h *httpHandler) transfer(ctx context.Context, q *transferRequest) error {
+	if m, ok := h.r.(Membership); ok {
+		return m.TransferLeadership(ctx, q.NodeID)
+	}
+	return errNoAbility
+}
+
+func (h *httpHandler) snapshot(ctx context.Context, _ *struct{}) error {
+	if s, ok := h.r.(Snapshotter); ok {
+		return s.TakeSnapshot(ctx)
+	}
+	return errNoAbility
+}
+
+func (h *httpHandler) solo(ctx context.Context, _ *struct{}) error {
+	if s, ok := h.r.(Soloer); ok {
+		return s.Solo(ctx)
+	}
+	return errNoAbility
+}
+
+type promoteRequest struct {
+	Force bool `json:"force"`
+}
+
+func (h *httpHandler) promote(ctx context.Context, q *promoteRequest) error {
+	if p, ok := h.r.(Promoter); ok {
+		return p.Promote(ctx, q.Force)
+	}
+	return errNoAbility
+}
