@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -84,16 +85,13 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	level := slog.LevelError
+	logger := slog.New(slog.DiscardHandler)
 	if o.verbose {
-		level = slog.LevelInfo
+		logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	var nodes []*node
 	defer func() {
-		for _, n := range nodes {
-			err = errors.Join(err, n.stop())
-		}
+		err = errors.Join(err, eachNode(nodes, (*node).stop))
 	}()
 	for i := range cluster {
 		n, err := openNode(demoConfig(i, cluster, o.dir), web[i], logger.With("node", i+1))
@@ -154,18 +152,21 @@ func loopbackAddrs(port int) ([]string, error) {
 func startAll(ctx context.Context, nodes []*node) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	errs := make(chan error, len(nodes))
-	for _, n := range nodes {
-		go func() { errs <- n.start(ctx) }()
-	}
-	var all []error
-	for range nodes {
-		all = append(all, <-errs)
-	}
-	if err := errors.Join(all...); err != nil {
+	if err := eachNode(nodes, func(n *node) error { return n.start(ctx) }); err != nil {
 		return err
 	}
 	return nodes[0].repl.WaitForLeader(30 * time.Second)
+}
+
+// eachNode runs f on all nodes at once and waits for all.
+func eachNode(nodes []*node, f func(*node) error) error {
+	errs := make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, n := range nodes {
+		wg.Go(func() { errs[i] = f(n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func demoImport(ctx context.Context, nodes []*node, file string) error {
