@@ -172,7 +172,7 @@ type memberView struct {
 func memberViews(list []PeerHealth) []memberView {
 	views := make([]memberView, len(list))
 	for i, p := range list {
-		views[i] = memberView{ID: p.ID, Address: p.Address, Voter: p.Voter, Healthy: p.Healthy, Lag: p.Lag, State: p.State}
+		views[i] = memberView(p)
 	}
 	return views
 }

@@ -28,6 +28,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // wireGroup and wireCommand are the version 1 payload. The order of the fields
 // is the format.
 type wireGroup struct {
+	//lint:ignore U1000 the codec reads its tag by reflection
 	_struct     bool `codec:",toarray"`
 	RequestID   string
 	Hash        []byte // empty: that of Commands
@@ -37,6 +38,7 @@ type wireGroup struct {
 }
 
 type wireCommand struct {
+	//lint:ignore U1000 the codec reads its tag by reflection
 	_struct      bool `codec:",toarray"`
 	Type         uint8
 	Data         []byte

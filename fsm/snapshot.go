@@ -40,6 +40,7 @@ type Header struct {
 }
 
 type wireHeader struct {
+	//lint:ignore U1000 the codec reads its tag by reflection
 	_struct  bool `codec:",toarray"`
 	History  string
 	Base     uint64

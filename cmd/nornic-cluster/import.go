@@ -52,7 +52,6 @@ type importer struct {
 	o       *importOptions
 	client  *client
 	run     string // random: the request IDs of this run
-	batches chan importBatch
 	records atomic.Int64
 }
 
