@@ -1,0 +1,234 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+var killRounds = flag.Int("kill.rounds", 3, "how often a process is killed in TestAcknowledgedWritesSurviveKill9")
+
+const patience = time.Minute
+
+// asBinary makes the test binary run as nornic-cluster.
+const asBinary = "NORNIC_TEST_AS_BINARY"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asBinary) != "" {
+		os.Exit(run())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func binary(env []string, args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(append(os.Environ(), asBinary+"=1"), env...)
+	return cmd
+}
+
+// process is one serve process.
+type process struct {
+	t    *testing.T
+	env  []string
+	args []string
+	url  string
+	log  *os.File
+	cmd  *exec.Cmd
+}
+
+func (p *process) start() {
+	p.t.Helper()
+	p.cmd = binary(p.env, p.args...)
+	p.cmd.Stderr = p.log
+	require.NoError(p.t, p.cmd.Start())
+}
+
+func (p *process) kill9() {
+	require.NoError(p.t, p.cmd.Process.Kill())
+	_ = p.cmd.Wait() // it was killed: that is its error
+}
+
+func threeProcesses(t *testing.T) []*process {
+	t.Helper()
+	cluster, err := loopbackAddrs(0)
+	require.NoError(t, err)
+	web, err := loopbackAddrs(0)
+	require.NoError(t, err)
+	dir := t.TempDir()
+	var list []*process
+	for i := range cluster {
+		var peers []string
+		for j, addr := range cluster {
+			if j != i {
+				peers = append(peers, fmt.Sprintf("n%d:%s", j, addr))
+			}
+		}
+		log, err := os.Create(filepath.Join(dir, fmt.Sprintf("log%d", i)))
+		require.NoError(t, err)
+		prefix := "NORNICDB_CLUSTER_"
+		p := &process{t: t, log: log, url: "http://" + web[i],
+			args: []string{"serve", "--http", web[i], "--data", filepath.Join(dir, fmt.Sprintf("n%d", i))},
+			env: []string{prefix + "MODE=raft", prefix + "NODE_ID=" + fmt.Sprint("n", i), prefix + "BIND_ADDR=" + cluster[i],
+				prefix + "RAFT_PEERS=" + strings.Join(peers, ","), prefix + "RAFT_BOOTSTRAP=" + fmt.Sprint(i == 0),
+				prefix + "SECRET=0123456789abcdef", prefix + "RAFT_ELECTION_TIMEOUT=300ms", prefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
+				prefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}}
+		p.start()
+		list = append(list, p)
+		t.Cleanup(func() {
+			p.kill9()
+			if t.Failed() {
+				text, _ := os.ReadFile(log.Name())
+				t.Logf("%s:\n%s", p.url, text[max(0, len(text)-4000):])
+			}
+			_ = log.Close()
+		})
+	}
+	return list
+}
+
+func urls(list []*process) (all []string) {
+	for _, p := range list {
+		all = append(all, p.url)
+	}
+	return all
+}
+
+// leader waits until a process says that it leads.
+func leader(t *testing.T, list []*process) *process {
+	t.Helper()
+	var found *process
+	require.Eventually(t, func() bool {
+		for _, p := range list {
+			var h struct {
+				Replication struct {
+					IsLeader bool `json:"is_leader"`
+				} `json:"replication"`
+			}
+			if get(context.Background(), p.url+"/health", &h) == nil && h.Replication.IsLeader {
+				found = p
+				return true
+			}
+		}
+		return false
+	}, patience, 20*time.Millisecond)
+	return found
+}
+
+// TestAcknowledgedWritesSurviveKill9 kills the leader at random moments under
+// load; every acknowledged write is there at the end, and nothing else.
+func TestAcknowledgedWritesSurviveKill9(t *testing.T) {
+	if testing.Short() {
+		t.Skip("three processes and several failovers take a while")
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	list := threeProcesses(t)
+	leader(t, list)
+	c, err := newClient(urls(list))
+	require.NoError(t, err)
+	defer c.http.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var acked atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprintf("w%d-%d", w, i)
+				body := []byte(`{"type":"node","id":"` + id + `"}`)
+				if err := c.post(ctx, "/graph/batch", "run-"+id, body); err != nil {
+					t.Errorf("%s: %v", id, err)
+					return
+				}
+				acked.Add(1)
+			}
+		})
+	}
+	for range *killRounds {
+		target := acked.Load() + 50 + rand.Int64N(200)
+		require.Eventually(t, func() bool { return acked.Load() >= target }, patience, time.Millisecond)
+		victim := leader(t, list)
+		victim.kill9()
+		target = acked.Load() + 50
+		require.Eventually(t, func() bool { return acked.Load() >= target }, patience, time.Millisecond, "the others go on")
+		victim.start()
+	}
+	close(stop)
+	wg.Wait()
+	require.NoError(t, verify(ctx, urls(list), patience, true))
+	var st statsView
+	require.NoError(t, get(ctx, list[0].url+"/graph/stats", &st))
+	require.Equal(t, acked.Load(), int64(st.Nodes))
+	t.Logf("%d writes acknowledged over %d kills, %d retries", acked.Load(), *killRounds, c.retries.Load())
+}
+
+// TestImportOfTheShippedGraphThroughAnyNode also runs it twice: nothing is
+// doubled, and what export writes is what import read.
+func TestImportOfTheShippedGraphThroughAnyNode(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three processes")
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	list := threeProcesses(t)
+	leader(t, list)
+	for _, p := range list[:2] {
+		cmd := binary(nil, "import", "--addr", p.url, "testdata/small.jsonl")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.Contains(t, string(out), "imported 12 nodes and 30 edges")
+	}
+	require.NoError(t, verify(t.Context(), urls(list), patience, true))
+	out, err := binary(nil, "export", "--addr", list[2].url).Output()
+	require.NoError(t, err)
+	require.Equal(t, 42, bytes.Count(out, []byte("\n")))
+	status, err := binary(nil, "status", "--addr", list[0].url).Output()
+	require.NoError(t, err)
+	require.Equal(t, 2, strings.Count(string(status), "follower"))
+}
+
+func TestBadEnvironmentEndsWithStatusTwoAndNamesEveryMistake(t *testing.T) {
+	cmd := binary([]string{"NORNICDB_CLUSTER_MODE=raftt", "NORNICDB_CLUSTER_MAX_FRAME_SIZE=x"}, "serve")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	require.True(t, errors.As(err, &exit))
+	require.Equal(t, 2, exit.ExitCode())
+	require.Contains(t, string(out), "NORNICDB_CLUSTER_MODE")
+	require.Contains(t, string(out), "NORNICDB_CLUSTER_MAX_FRAME_SIZE")
+	err = binary(nil, "import").Run()
+	require.True(t, errors.As(err, &exit))
+	require.Equal(t, 2, exit.ExitCode())
+}
+
+func FuzzAPOC(f *testing.F) {
+	f.Add([]byte(`{"type":"relationship","label":"R","start":{"id":"a"},"end":{"id":"b"},"properties":{"x":1.5}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := newAPOCReader(bytes.NewReader(data))
+		for {
+			rec, err := r.next()
+			if err != nil {
+				return
+			}
+			_, _ = rec.command()
+		}
+	})
+}
