@@ -69,16 +69,16 @@ func TestEntryEncodingIsStable(t *testing.T) {
 
 func TestRestartReplaysOnlyWhatStorageLacks(t *testing.T) {
 	s := openStore(t)
-	f, a := newFSM(t, s)
+	f, _ := newFSM(t, s)
 	logs := []*raft.Log{logOf(t, 2, create("a")), {Index: 3, Type: raft.LogConfiguration}, logOf(t, 4, create("b"))}
 	for _, r := range f.ApplyBatch(logs) {
 		if r != nil {
 			require.NoError(t, r.(Response).Results[0].Err)
 		}
 	}
-	f, a = newFSM(t, s)
+	g, a := newFSM(t, s)
 	require.Equal(t, uint64(4), a.Position())
-	responses := f.ApplyBatch(append(logs, logOf(t, 5, create("c"))))
+	responses := g.ApplyBatch(append(logs, logOf(t, 5, create("c"))))
 	require.NoError(t, responses[3].(Response).Results[0].Err)
 	st, err := s.Stats()
 	require.NoError(t, err)

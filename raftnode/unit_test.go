@@ -1,0 +1,135 @@
+package raftnode
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+func TestDecideEntry(t *testing.T) {
+	silent := peerView{addr: "p", err: errors.New("refused")}
+	empty := peerView{addr: "e", id: "e"}
+	virgin := peerView{addr: "v", id: "v", founded: true, virgin: true, namesMe: true}
+	lived := peerView{addr: "l", id: "l", founded: true, namesMe: true}
+	foreign := peerView{addr: "f", id: "f", founded: true}
+	for _, tc := range []struct {
+		name             string
+		bootstrap, force bool
+		views            []peerView
+		want             entry
+	}{
+		{"founder, all empty", true, false, []peerView{empty, empty}, entryFound},
+		{"founder alone in the world", true, false, nil, entryFound},
+		{"founder, one silent", true, false, []peerView{empty, silent}, entryWait},
+		{"founder, one silent, forced", true, true, []peerView{empty, silent}, entryFound},
+		{"founder where a cluster is", true, false, []peerView{empty, foreign}, entryRefuse},
+		{"founder that is wiped", true, false, []peerView{lived, empty}, entryJoin},
+		{"founder that is wiped, forced, sees silence", true, true, []peerView{lived, silent}, entryJoin},
+		{"first start beside a new founder", false, false, []peerView{virgin, empty}, entryBegin},
+		{"first start, third node silent: it may know more", false, false, []peerView{virgin, silent}, entryWait},
+		{"forced founder never passes over a founded peer", true, true, []peerView{virgin, silent}, entryWait},
+		{"wiped voter, one peer was down all along", false, false, []peerView{virgin, lived}, entryJoin},
+		{"wiped voter", false, false, []peerView{lived, lived}, entryJoin},
+		{"wiped voter, nobody answers", false, false, []peerView{silent, silent}, entryWait},
+		{"new node", false, false, []peerView{foreign, foreign}, entryJoin},
+		{"nobody has founded", false, false, []peerView{empty, empty}, entryWait},
+	} {
+		got, _ := decideEntry(tc.bootstrap, tc.force, tc.views)
+		require.Equal(t, tc.want, got, tc.name)
+	}
+}
+
+// TestOldAnswersDoNotConfirmARound: an answer counts for a round only if its
+// request was sent after the round began, in the same term.
+func TestOldAnswersDoNotConfirmARound(t *testing.T) {
+	o := &observedTransport{followers: make(map[raft.ServerID]*followerState), answered: make(chan struct{})}
+	voters := []raft.ServerID{"b", "c"}
+	count := func(term, round uint64) int { n, _ := o.confirmed(voters, term, round); return n }
+	sentBefore := o.round.Load()
+	round := o.round.Add(1)
+	o.note("b", 5, sentBefore, &raft.AppendEntriesResponse{Term: 5, Success: true})
+	require.Zero(t, count(5, round), "an answer to a heartbeat that was sent before")
+	o.note("b", 5, o.round.Load(), &raft.AppendEntriesResponse{Term: 6})
+	require.Zero(t, count(5, round), "the follower knows a later term")
+	_, changed := o.confirmed(voters, 5, round)
+	o.note("b", 5, o.round.Load(), &raft.AppendEntriesResponse{Term: 5, Success: true})
+	require.Equal(t, 1, count(5, round))
+	<-changed
+	require.Zero(t, count(6, round), "another term is another matter")
+	o.note("stranger", 5, o.round.Load(), &raft.AppendEntriesResponse{Term: 5, Success: true})
+	require.Equal(t, 1, count(5, round), "only voters count")
+}
+
+func TestProposalErrors(t *testing.T) {
+	for err, want := range map[error]error{
+		raft.ErrNotLeader:                    replication.ErrNotLeader,
+		raft.ErrLeadershipTransferInProgress: replication.ErrNotLeader,
+		raft.ErrLeadershipLost:               replication.ErrUnknownOutcome,
+		raft.ErrRaftShutdown:                 replication.ErrUnknownOutcome,
+		errors.New("disk full"):              replication.ErrUnknownOutcome,
+	} {
+		require.ErrorIs(t, proposalError(err), want)
+	}
+}
+
+func TestForwardedAnswersThatLeaveTheOutcomeOpen(t *testing.T) {
+	require.True(t, answered(replication.ErrExists))
+	require.True(t, answered(&replication.NotLeaderError{}))
+	require.False(t, answered(replication.ErrTimeout))
+	require.False(t, answered(replication.ErrClosed))
+	require.False(t, answered(errors.New("connection reset")))
+	require.False(t, answered(&replication.RemoteError{Code: "internal"}))
+}
+
+// stuckStore hangs in StoreLogs until released.
+type stuckStore struct {
+	raft.InmemStore
+	release chan struct{}
+}
+
+func (s *stuckStore) StoreLogs(l []*raft.Log) error { <-s.release; return s.InmemStore.StoreLogs(l) }
+
+func TestWatchedStoreKnowsHowLongAWriteHangs(t *testing.T) {
+	now := time.Unix(0, 0)
+	s := &stuckStore{InmemStore: *raft.NewInmemStore(), release: make(chan struct{})}
+	w := newWatchedStore(s, func() time.Time { return now })
+	require.Zero(t, w.stuckFor())
+	done := make(chan error)
+	go func() { done <- w.StoreLog(&raft.Log{Index: 1, Data: []byte("x")}) }()
+	require.Eventually(t, func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.calls) == 1
+	}, 10*time.Second, time.Millisecond)
+	w.mu.Lock() // the store reads the clock under its lock
+	now = now.Add(3 * time.Second)
+	w.mu.Unlock()
+	require.Equal(t, 3*time.Second, w.stuckFor())
+	close(s.release)
+	require.NoError(t, <-done)
+	require.Zero(t, w.stuckFor())
+	var l raft.Log
+	require.NoError(t, w.GetLog(1, &l))
+	require.NoError(t, w.DeleteRange(1, 1))
+	require.ErrorIs(t, w.GetLog(1, &l), raft.ErrLogNotFound, "the cache forgets what is deleted")
+}
+
+func TestLagIsMeasuredFromWhenItBegan(t *testing.T) {
+	var l lagTracker
+	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
+	l.polled(10, 10, at(0))
+	n, s := l.lag(10, at(5))
+	require.Zero(t, n)
+	require.Zero(t, s)
+	l.polled(10, 30, at(6))
+	n, s = l.lag(20, at(8))
+	require.Equal(t, uint64(10), n)
+	require.Equal(t, 2.0, s)
+	l.polled(30, 40, at(9)) // what lacked has come, something newer lacks
+	_, s = l.lag(35, at(10))
+	require.Equal(t, 1.0, s)
+}
