@@ -37,7 +37,7 @@ type cluster struct {
 
 // freeAddrs reserves loopback ports. They are free when it returns; another
 // process could take one before it is used, but not another call of it.
-func freeAddrs(t *testing.T, n int) []string {
+func freeAddrs(t testing.TB, n int) []string {
 	t.Helper()
 	var addrs []string
 	for range n {
