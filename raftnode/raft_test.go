@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,7 +45,7 @@ func TestWritesAndReadsOnAnyNode(t *testing.T) {
 }
 
 func TestVerdictsCrossTheWireAndStopNobody(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(_ int, cfg *replication.Config) { cfg.MaxFrameSize = 1 << 20 })
 	c.startAll()
 	follower := c.others(c.leader())[0].repl
 	create, err := replication.NewNodeCommand(replication.CmdCreateNode, &replication.Node{ID: "a"})
@@ -54,7 +56,7 @@ func TestVerdictsCrossTheWireAndStopNobody(t *testing.T) {
 	require.ErrorIs(t, follower.Apply(&replication.Command{Type: replication.CmdCypher, Data: []byte(`{"query":"CREATE ()"}`)}, patience),
 		replication.ErrOpaqueWrite)
 	require.ErrorIs(t, follower.Apply(create, 0), replication.ErrInvalidTimeout)
-	big := putNode(t, "big", string(make([]byte, 60<<20)))
+	big := putNode(t, "big", strings.Repeat("x", 1<<20))
 	require.ErrorIs(t, follower.Apply(big, patience), replication.ErrCommandTooLarge)
 	// An embedder's own command is carried to the storage, which does not know it.
 	require.ErrorIs(t, follower.Apply(&replication.Command{Type: 64}, patience), replication.ErrInvalidCommand)
@@ -102,6 +104,11 @@ func TestAcknowledgedWritesSurviveFailovers(t *testing.T) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	acked := make([]int, 8)
+	var count atomic.Int64
+	progress := func() {
+		target := count.Load() + 100
+		require.Eventually(t, func() bool { return count.Load() >= target }, patience, time.Millisecond, "writes go on")
+	}
 	for w := range acked {
 		repl := c.members[2].repl // never stopped
 		wg.Go(func() {
@@ -118,6 +125,7 @@ func TestAcknowledgedWritesSurviveFailovers(t *testing.T) {
 					return
 				}
 				acked[w] = i
+				count.Add(1)
 			}
 		})
 	}
@@ -126,10 +134,13 @@ func TestAcknowledgedWritesSurviveFailovers(t *testing.T) {
 		before := victim.repl.(replication.ConsistentReader)
 		_, err := before.ReadBarrier(withTimeout(t), replication.ConsistencyQuorum)
 		require.NoError(t, err)
+		progress()
 		c.stop(victim)
 		c.leader()
+		progress()
 		require.NoError(t, c.tryStart(victim))
 	}
+	progress()
 	close(stop)
 	wg.Wait()
 	stats := c.sameContent()
@@ -210,7 +221,7 @@ func TestSecondBootstrapIsRefusedWhereAPeerHasACluster(t *testing.T) {
 }
 
 func TestFourthNodeJoinsByItself(t *testing.T) {
-	c := newCluster(t, 3, func(_ int, cfg *replication.Config) { cfg.NodeID = "" + cfg.NodeID })
+	c := newCluster(t, 3, nil)
 	c.startAll()
 	require.NoError(t, c.leader().repl.Apply(putNode(t, "a", 1), patience))
 	fourth := newCluster(t, 1, func(_ int, cfg *replication.Config) {
