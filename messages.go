@@ -175,10 +175,12 @@ type PromoteResponse struct {
 }
 
 // JoinRequest is the payload of code 13: take this node into the cluster.
+// LastIndex is 0 from an empty node; a non-voter that asks again has a log.
 type JoinRequest struct {
-	NodeID  string
-	Address string
-	Voter   bool
+	NodeID    string
+	Address   string
+	Voter     bool
+	LastIndex uint64 `json:",omitempty"`
 }
 
 // JoinResponse is the payload of code 14.

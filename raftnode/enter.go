@@ -90,6 +90,7 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		case entryJoin:
 			err := n.join(ctx, views)
 			if err == nil {
+				n.joined.Store(true)
 				return nil
 			}
 			reason = "joining: " + err.Error()

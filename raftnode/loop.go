@@ -165,9 +165,27 @@ func (n *Node) housekeeping() {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
 	defer cancel()
+	if n.joined.Load() {
+		n.askForVote(ctx, addr)
+	}
 	var h replication.HealthStatus
 	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
 		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
+	}
+}
+
+// askForVote reminds the leader, who may be another than the one that took this
+// node in, that it is to become a voter.
+func (n *Node) askForVote(ctx context.Context, leader string) {
+	if s, known := n.server(n.id()); known && s.Suffrage == raft.Voter {
+		n.joined.Store(false)
+		return
+	}
+	if last := n.raft.LastIndex(); last > 0 {
+		req := &replication.JoinRequest{NodeID: n.nodeID, Address: n.cfg.Advertise(), Voter: true, LastIndex: last}
+		if err := n.callPeer(ctx, leader, replication.MsgJoin, req, nil); err != nil {
+			n.rt.Logger.Debug("asking for a vote", "error", err)
+		}
 	}
 }
 

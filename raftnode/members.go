@@ -156,6 +156,13 @@ func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, e
 	if known && n.answers(s.ID) && string(s.Address) != r.Address {
 		return nil, fmt.Errorf("%w: %s answers at %s", replication.ErrMemberExists, s.ID, s.Address)
 	}
+	accepted := &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise()}
+	if known && r.LastIndex > 0 && string(s.Address) == r.Address {
+		if s.Suffrage != raft.Voter { // taken in by an earlier leader
+			n.want(s.ID, r.Voter)
+		}
+		return accepted, nil
+	}
 	if known && s.Suffrage == raft.Voter {
 		n.rt.Logger.Warn("a voter comes with an empty disk; it is removed and added as a non-voter", "node", r.NodeID)
 		if err := n.await(ctx, n.raft.RemoveServer(s.ID, 0, timeLeft(ctx))); err != nil {
@@ -166,7 +173,7 @@ func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, e
 	if err := n.await(ctx, n.raft.AddNonvoter(raft.ServerID(r.NodeID), raft.ServerAddress(r.Address), 0, timeLeft(ctx))); err != nil {
 		return nil, err
 	}
-	return &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise()}, nil
+	return accepted, nil
 }
 
 // handleLeave serves code 15: a node leaves its cluster.

@@ -51,6 +51,8 @@ type Node struct {
 	// entry of its own; 0 while it has not.
 	readyTerm atomic.Uint64
 	progress  lagTracker
+	// joined: this node asked to be taken in, and is not a voter yet.
+	joined atomic.Bool
 
 	// mu guards the fields below.
 	mu      sync.Mutex
