@@ -25,8 +25,9 @@ const (
 
 // outgoing is a frame on its way to the network.
 type outgoing struct {
-	frame []byte
-	state atomic.Int32 // queued → writing, or queued → withdrawn
+	frame   []byte
+	state   atomic.Int32 // queued → writing, or queued → withdrawn
+	inOrder *waiting     // the request, where its answer is known by order alone
 }
 
 const (
@@ -66,7 +67,7 @@ type conn struct {
 	mu      sync.Mutex
 	nextID  uint64
 	pending map[uint64]*waiting
-	fifo    []*waiting // requests without ID, oldest first
+	fifo    []*waiting // requests without ID, in the order in which they are written
 	closed  bool
 }
 
@@ -123,7 +124,7 @@ func (c *conn) writeLoop() {
 }
 
 func (c *conn) writeFrame(w *bufio.Writer, out *outgoing) error {
-	if out.state.CompareAndSwap(frameQueued, frameWriting) {
+	if c.beginWrite(out) {
 		_ = c.nc.SetWriteDeadline(time.Now().Add(c.t.opts.WriteTimeout))
 		if _, err := w.Write(out.frame); err != nil {
 			return err
@@ -135,6 +136,21 @@ func (c *conn) writeFrame(w *bufio.Writer, out *outgoing) error {
 	err := w.Flush()
 	_ = c.nc.SetWriteDeadline(time.Time{})
 	return err
+}
+
+// beginWrite takes a frame from the queue, unless it was withdrawn. A request
+// without ID gets its place among those that wait for answers here, in one step
+// with that: at any earlier time another request could still overtake it.
+func (c *conn) beginWrite(out *outgoing) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !out.state.CompareAndSwap(frameQueued, frameWriting) {
+		return false
+	}
+	if out.inOrder != nil {
+		c.fifo = append(c.fifo, out.inOrder)
+	}
+	return true
 }
 
 // enqueue hands a frame to the writer.
@@ -343,6 +359,8 @@ func (c *conn) call(ctx context.Context, code replication.MessageType, request, 
 	select {
 	case a := <-w.answer:
 		return c.finish(a, out, response)
+	case <-c.ctx.Done():
+		return c.ended(w, out, response)
 	case <-ctx.Done():
 	case <-timeout.C:
 		ctx = c.ctx // the reason given below is the timeout's
@@ -367,18 +385,34 @@ func (c *conn) finish(a answer, out *outgoing, response any) error {
 	return nil
 }
 
+// ended finishes a request whose connection has ended: by the answer, if it came
+// before that.
+func (c *conn) ended(w *waiting, out *outgoing, response any) error {
+	select {
+	case a := <-w.answer:
+		return c.finish(a, out, response)
+	default:
+		return c.finish(answer{err: context.Cause(c.ctx)}, out, response)
+	}
+}
+
 // abandon ends a request whose caller gives up.
 func (c *conn) abandon(ctx context.Context, env *envelope, w *waiting, out *outgoing, response any) error {
 	err := fmt.Errorf("%w: no answer from %s", replication.ErrTimeout, c.peer.Addr)
 	if cause := context.Cause(ctx); cause != nil {
 		err = fmt.Errorf("%w: %w", err, cause)
 	}
-	sent := !out.state.CompareAndSwap(frameQueued, frameWithdrawn)
-	if !c.forget(env, w) { // it was answered at this very moment
-		return c.finish(<-w.answer, out, response)
-	}
-	if !sent {
+	if out.state.CompareAndSwap(frameQueued, frameWithdrawn) {
+		c.forget(env, w)
 		return replication.MarkNotSent(err)
+	}
+	if !c.forget(env, w) { // answered, or the connection ended, at this very moment
+		select {
+		case a := <-w.answer:
+			return c.finish(a, out, response)
+		case <-c.ctx.Done():
+			return c.ended(w, out, response)
+		}
 	}
 	if !env.HasID {
 		c.close(err) // a late answer must not reach the next caller
@@ -386,8 +420,8 @@ func (c *conn) abandon(ctx context.Context, env *envelope, w *waiting, out *outg
 	return err
 }
 
-// register gives a request its place among those that wait for answers, and
-// its frame.
+// register makes a request's frame; one with an ID gets its place among those
+// that wait for answers, one without gets it when it is written.
 func (c *conn) register(env *envelope) (*waiting, *outgoing, error) {
 	w := &waiting{code: env.Type + 1, answer: make(chan answer, 1)}
 	c.mu.Lock()
@@ -408,7 +442,7 @@ func (c *conn) register(env *envelope) (*waiting, *outgoing, error) {
 		c.pending[env.ID] = w
 		return w, out, nil
 	}
-	c.fifo = append(c.fifo, w)
+	out.inOrder = w
 	return w, out, nil
 }
 

@@ -143,8 +143,8 @@ func (t *Transport) serve(c *trackedConn, handler replication.ConnectionHandler,
 		_ = c.Close()
 		return
 	}
-	if handler != nil {
-		handler(&acceptedConn{requester{rpc.call}, rpc})
+	if handler != nil { // beside the reader, which brings the answers to its requests
+		t.spawn(func() { handler(&acceptedConn{requester{rpc.call}, rpc}) })
 	}
 	rpc.readLoop(first)
 }
@@ -153,7 +153,7 @@ func (t *Transport) serve(c *trackedConn, handler replication.ConnectionHandler,
 // demanded, a plain peer, whose first message is returned.
 func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 	var nc net.Conn = c
-	demanded := len(t.opts.Secret) > 0
+	demanded := len(t.opts.Secret) > 0 || t.opts.TLS != nil && t.opts.TLS.cfg.VerifyClient
 	if t.opts.TLS != nil {
 		tc := tls.Server(c, t.opts.TLS.server())
 		if err := tc.HandshakeContext(t.ctx); err != nil {
@@ -187,7 +187,7 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 		return s, nil, err
 	}
 	if demanded {
-		err := fmt.Errorf("%w: message %d came before a proof of the cluster secret", replication.ErrUnauthenticated, first.Type)
+		err := fmt.Errorf("%w: message %d came before a Hello", replication.ErrUnauthenticated, first.Type)
 		t.refuse(nc, first, err)
 		return nil, nil, &rejection{"no_proof", err}
 	}
