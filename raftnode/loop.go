@@ -98,15 +98,21 @@ func (n *Node) observed(o raft.Observation) {
 func (n *Node) leadershipChanged(leads bool) {
 	n.readyTerm.Store(0)
 	if leads {
-		term := n.raft.CurrentTerm()
-		n.spawn(func() { n.takeOffice(term) })
+		n.spawn(n.takeOffice)
 	}
 	n.signalChange()
 }
 
 // takeOffice makes a new leader ready: an entry of its own term is committed,
-// so that it knows what is, and everything before it is applied.
-func (n *Node) takeOffice(term uint64) {
+// so that it knows what is, and everything before it is applied. Housekeeping
+// calls it again while that has not succeeded.
+func (n *Node) takeOffice() {
+	n.office.Lock()
+	defer n.office.Unlock()
+	term := n.raft.CurrentTerm()
+	if n.raft.State() != raft.Leader || n.readyTerm.Load() == term {
+		return
+	}
 	if n.applier.Failure() != nil {
 		n.giveUpLeadership()
 		return
@@ -120,7 +126,7 @@ func (n *Node) takeOffice(term uint64) {
 	}
 	if n.applier.Identity() == (replication.Identity{}) {
 		if err := n.foundThroughLog(); err != nil {
-			n.rt.Logger.Warn("founding the history failed; the next leader tries again", "error", err)
+			n.rt.Logger.Warn("founding the history failed; it will be tried again", "error", err)
 			return
 		}
 	}
@@ -154,6 +160,9 @@ func (n *Node) housekeeping() {
 		if n.applier.Failure() != nil {
 			n.giveUpLeadership()
 			return
+		}
+		if n.readyTerm.Load() == 0 {
+			n.takeOffice()
 		}
 		n.promoteCaughtUp()
 		n.progress.leading()

@@ -50,6 +50,7 @@ type Node struct {
 	// readyTerm is the term in which this node leads and has committed an
 	// entry of its own; 0 while it has not.
 	readyTerm atomic.Uint64
+	office    sync.Mutex // held by takeOffice
 	progress  lagTracker
 	// joined: this node asked to be taken in, and is not a voter yet.
 	joined atomic.Bool

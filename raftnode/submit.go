@@ -134,14 +134,22 @@ func (s *submitter) run() {
 	}
 }
 
-// take removes what the next entry joins from the queue. Proposals whose
-// callers have given up withdraw themselves.
+// take removes what the next entry joins from the queue. Callers that give up
+// withdraw their proposals; one that came back from an enqueue timeout may have
+// nobody waiting any more, and must not shorten the time of those beside it.
 func (s *submitter) take() []*proposal {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
+	s.queue = slices.DeleteFunc(s.queue, func(p *proposal) bool {
+		expired := p.ctx.Err() != nil
+		if expired {
+			s.answer(p, replication.Result{Err: fmt.Errorf("%w: not proposed: %w", replication.ErrTimeout, context.Cause(p.ctx))})
+		}
+		return expired
+	})
 	n, commands, bytes := 0, 0, 0
 	for _, p := range s.queue {
 		commands += len(p.group.Commands)

@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -132,4 +133,41 @@ func TestLagIsMeasuredFromWhenItBegan(t *testing.T) {
 	l.polled(30, 40, at(9)) // what lacked has come, something newer lacks
 	_, s = l.lag(35, at(10))
 	require.Equal(t, 1.0, s)
+}
+
+func TestExpiredProposalsAreAnsweredAndNotTaken(t *testing.T) {
+	s := &submitter{atomic: true, slots: make(chan struct{}, 8)}
+	expired, cancel := context.WithCancel(t.Context())
+	cancel()
+	queue := func(ctx context.Context) *proposal {
+		s.slots <- struct{}{}
+		p := &proposal{ctx: ctx, done: make(chan replication.Result, 1), group: replication.NewGroup(&replication.Command{})}
+		s.queue = append(s.queue, p)
+		return p
+	}
+	gone, alive := queue(expired), queue(t.Context())
+	require.Equal(t, []*proposal{alive}, s.take())
+	require.ErrorIs(t, (<-gone.done).Err, replication.ErrTimeout)
+	require.Len(t, s.slots, 1)
+}
+
+func TestEntriesJoinUpToTheirBounds(t *testing.T) {
+	s := &submitter{atomic: true, slots: make(chan struct{}, 1000)}
+	add := func(bytes int, alone bool) {
+		s.queue = append(s.queue, &proposal{ctx: t.Context(), bytes: bytes, alone: alone, group: replication.NewGroup(&replication.Command{})})
+	}
+	for range 300 {
+		add(10, false)
+	}
+	require.Len(t, s.take(), maxJoinedCommands)
+	require.Len(t, s.take(), 300-maxJoinedCommands)
+	add(10, false)
+	add(10, true)
+	add(10, false)
+	add(10*maxJoinedBytes, false)
+	add(10, false)
+	for _, want := range []int{1, 1, 1, 1, 1} {
+		require.Len(t, s.take(), want)
+	}
+	require.Empty(t, s.take())
 }
