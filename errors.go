@@ -105,6 +105,7 @@ var errorCodes = []struct {
 	{"request_id_reused", ErrRequestIDReused, false},
 	{"stale_effects", ErrStaleEffects, false},
 	{"unknown_outcome", ErrUnknownOutcome, false},
+	{"quorum_at_risk", ErrQuorumAtRisk, false},
 	{"not_leader", ErrNotLeader, false},
 	{"no_leader", ErrNoLeader, false},
 	{"timeout", ErrTimeout, false},
@@ -122,7 +123,6 @@ var errorCodes = []struct {
 	{"locked", ErrLocked, false},
 	{"member_exists", ErrMemberExists, false},
 	{"cluster_exists", ErrClusterExists, false},
-	{"quorum_at_risk", ErrQuorumAtRisk, false},
 	{"unauthenticated", ErrUnauthenticated, false},
 	{"wrong_peer", ErrWrongPeer, false},
 }

@@ -122,10 +122,13 @@ func (n *Node) checkEmpty() error {
 	if len(n.cfg.Raft.Peers) > 0 && n.transport == nil && !n.cfg.Raft.Bootstrap {
 		return fmt.Errorf("%w: no cluster transport to ask the listed peers with", replication.ErrInvalidConfig)
 	}
-	position := n.applier.Position()
-	if position > 0 && n.applier.Identity().History == "" && !n.cfg.Raft.Bootstrap {
-		return fmt.Errorf("%w: the storage stands at position %d of no history; found a cluster over it, or empty it to join one",
-			replication.ErrForeignHistory, position)
+	// A history is compared with the cluster's when its snapshot comes; a storage
+	// without snapshots would never see one.
+	_, snapshots := n.storage.(replication.StorageSnapshotter)
+	position, history := n.applier.Position(), n.applier.Identity().History
+	if position > 0 && (history == "" || !snapshots) && !n.cfg.Raft.Bootstrap {
+		return fmt.Errorf("%w: the storage stands at position %d of history %q, which this node's empty log cannot vouch for; "+
+			"found a cluster over it, or empty it to join one", replication.ErrForeignHistory, position, history)
 	}
 	return nil
 }

@@ -3,7 +3,9 @@ package raftnode
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -76,7 +78,7 @@ func (n *Node) RemoveMember(ctx context.Context, id string, force bool) error {
 		return fmt.Errorf("%w: no member %s", replication.ErrNotFound, id)
 	}
 	if s.Suffrage == raft.Voter && !force {
-		if err := n.quorumWithout(s.ID); err != nil {
+		if err := n.quorumWithout(ctx, s.ID); err != nil {
 			return err
 		}
 	}
@@ -84,23 +86,23 @@ func (n *Node) RemoveMember(ctx context.Context, id string, force bool) error {
 	return n.await(ctx, n.raft.RemoveServer(s.ID, 0, timeLeft(ctx)))
 }
 
-// quorumWithout says whether the voters but one have a quorum that answers.
-func (n *Node) quorumWithout(id raft.ServerID) error {
-	voters, alive := 0, 0
-	for _, s := range n.servers() {
-		if s.Suffrage != raft.Voter || s.ID == id {
-			continue
-		}
-		voters++
-		if s.ID == n.id() || n.answers(s.ID) {
-			alive++
-		}
-	}
+// quorumWithout says whether the voters but one have a quorum that answers now:
+// what was heard a moment ago may have died since.
+func (n *Node) quorumWithout(ctx context.Context, id raft.ServerID) error {
+	others, self := n.otherVoters()
+	self = self && id != n.id()
+	others = slices.DeleteFunc(others, func(o raft.ServerID) bool { return o == id })
+	voters := len(others) + boolToInt(self)
 	if voters == 0 {
 		return fmt.Errorf("%w: %s is the last voter", replication.ErrQuorumAtRisk, id)
 	}
-	if alive < voters/2+1 {
-		return fmt.Errorf("%w: without %s, %d of %d voters answer", replication.ErrQuorumAtRisk, id, alive, voters)
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.Raft.ElectionTimeout)
+	defer cancel()
+	if err := n.freshRound(ctx, others, n.readyTerm.Load(), voters/2+1-boolToInt(self)); err != nil {
+		if errors.Is(err, replication.ErrNotLeader) {
+			return err
+		}
+		return fmt.Errorf("%w: too few of the %d voters but %s answer: %w", replication.ErrQuorumAtRisk, voters, id, err)
 	}
 	return nil
 }

@@ -96,28 +96,30 @@ func (r *readRounds) confirm(ctx context.Context, all bool) (uint64, error) {
 	if all {
 		need = len(voters) + boolToInt(selfVotes)
 	}
+	return index, n.freshRound(ctx, voters, term, need-boolToInt(selfVotes))
+}
+
+// freshRound waits until need of the voters have answered, in this term, a
+// request that was sent after the call.
+func (n *Node) freshRound(ctx context.Context, voters []raft.ServerID, term uint64, need int) error {
 	round := n.rtrans.round.Add(1)
 	// VerifyLeader makes heartbeats go out now. Its own verdict counts answers
 	// to older ones too and is not waited for.
 	n.raft.VerifyLeader()
 	for {
 		got, changed := n.rtrans.confirmed(voters, term, round)
-		if got+boolToInt(selfVotes) >= need {
-			break
+		if n.raft.State() != raft.Leader || n.raft.CurrentTerm() != term {
+			return n.notLeader()
+		}
+		if got >= need {
+			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return 0, fmt.Errorf("%w: no quorum confirmed the leader: %w", replication.ErrNoLeader, context.Cause(ctx))
-		}
-		if n.raft.State() != raft.Leader || n.raft.CurrentTerm() != term {
-			return 0, n.notLeader()
+			return fmt.Errorf("%w: %d of %d needed voters confirmed the leader: %w", replication.ErrNoLeader, got, need, context.Cause(ctx))
 		}
 	}
-	if n.raft.CurrentTerm() != term {
-		return 0, n.notLeader()
-	}
-	return index, nil
 }
 
 func boolToInt(b bool) int {
