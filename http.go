@@ -46,6 +46,11 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	mux.HandleFunc("POST /admin/cluster/snapshot", post(h, h.snapshot))
 	mux.HandleFunc("POST /admin/solo", post(h, h.solo))
 	mux.HandleFunc("POST /admin/promote", post(h, h.promote))
+	// No mode offers these yet; they say so, like any ability that is missing.
+	mux.HandleFunc("POST /admin/region/promote", post(h, h.missing))
+	mux.HandleFunc("POST /admin/region/remove", post(h, h.missing))
+	mux.HandleFunc("GET /admin/conflicts", func(w http.ResponseWriter, _ *http.Request) { WriteHTTPError(w, errNoAbility) })
+	mux.HandleFunc("POST /admin/conflicts/{id}/resolve", post(h, h.missing))
 	return mux
 }
 
@@ -218,6 +223,8 @@ func (h *httpHandler) status(w http.ResponseWriter, r *http.Request) {
 }
 
 var errNoAbility = fmt.Errorf("%w in this mode", ErrUnsupported)
+
+func (h *httpHandler) missing(context.Context, *json.RawMessage) error { return errNoAbility }
 
 type addRequest struct {
 	NodeID  string `json:"node_id"`
