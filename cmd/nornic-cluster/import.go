@@ -121,66 +121,88 @@ type readCloser struct {
 // nodes are in before the first edge goes out; a node after an edge waits for
 // the edges before it in the same way.
 func (im *importer) load(ctx context.Context, in io.Reader) (nodes, edges int, err error) {
-	lines := newAPOCReader(in)
-	phase, number := "", 0
-	var pending *apocRecord
-	for more := true; more; {
-		group := func(send func(importBatch) error) error {
-			var body bytes.Buffer
-			count := 0
-			flush := func() error {
-				if count == 0 {
-					return nil
-				}
-				number++
-				b := importBatch{id: fmt.Sprintf("%s-%d", im.run, number), body: bytes.Clone(body.Bytes()), records: count}
-				body.Reset()
-				count = 0
-				return send(b)
-			}
+	src := &batchSource{lines: newAPOCReader(in), run: im.run, most: im.o.batch}
+	for !src.done {
+		err := im.sendAll(ctx, func(send func(importBatch) error) error {
 			for {
-				rec := pending
-				pending = nil
-				if rec == nil {
-					var err error
-					if rec, err = lines.next(); err == io.EOF {
-						more = false
-						return flush()
-					} else if err != nil {
-						return err
-					}
+				b, phaseEnds, err := src.next()
+				if err == nil && b.records > 0 {
+					err = send(b)
 				}
-				if phase != "" && rec.Type != phase {
-					pending, phase = rec, rec.Type
-					return flush()
-				}
-				phase = rec.Type
-				if _, err := rec.command(); err != nil {
-					return fmt.Errorf("line %d: %w", lines.line, err)
-				}
-				line, err := json.Marshal(rec)
-				if err != nil {
+				if err != nil || phaseEnds {
 					return err
 				}
-				body.Write(append(line, '\n'))
-				count++
-				if rec.Type == "node" {
-					nodes++
-				} else {
-					edges++
-				}
-				if count >= im.o.batch || body.Len() > maxBatchBody/4 {
-					if err := flush(); err != nil {
-						return err
-					}
-				}
 			}
-		}
-		if err := im.sendAll(ctx, group); err != nil {
-			return nodes, edges, err
+		})
+		if err != nil {
+			return src.nodes, src.edges, err
 		}
 	}
-	return nodes, edges, nil
+	return src.nodes, src.edges, nil
+}
+
+// batchSource cuts a file into batches of one kind of record each.
+type batchSource struct {
+	lines        *apocReader
+	run          string
+	most         int
+	number       int
+	nodes, edges int
+	pending      *apocRecord // read already: the first of the next phase
+	done         bool
+}
+
+// next returns a batch, which may be empty, and whether its kind ends with it.
+func (s *batchSource) next() (b importBatch, phaseEnds bool, err error) {
+	s.number++
+	b.id = fmt.Sprintf("%s-%d", s.run, s.number)
+	kind := ""
+	for b.records < s.most && len(b.body) <= maxBatchBody/4 {
+		rec := s.pending
+		s.pending = nil
+		if rec == nil {
+			if rec, err = s.lines.next(); err == io.EOF {
+				s.done = true
+				return b, true, nil
+			} else if err != nil {
+				return b, false, err
+			}
+		}
+		if kind != "" && rec.Type != kind {
+			s.pending = rec
+			return b, true, nil
+		}
+		kind = rec.Type
+		if err := s.add(&b, rec); err != nil {
+			return b, false, err
+		}
+	}
+	// The batch is full; whether the kind ends shows with the next record.
+	if s.pending, err = s.lines.next(); err == io.EOF {
+		s.done = true
+		return b, true, nil
+	} else if err != nil {
+		return b, false, err
+	}
+	return b, s.pending.Type != kind, nil
+}
+
+func (s *batchSource) add(b *importBatch, rec *apocRecord) error {
+	if _, err := rec.command(); err != nil {
+		return fmt.Errorf("line %d: %w", s.lines.line, err)
+	}
+	line, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	b.body = append(append(b.body, line...), '\n')
+	b.records++
+	if rec.Type == "node" {
+		s.nodes++
+	} else {
+		s.edges++
+	}
+	return nil
 }
 
 // sendAll runs the writers over what produce gives them and waits for all.

@@ -219,6 +219,35 @@ func TestBadEnvironmentEndsWithStatusTwoAndNamesEveryMistake(t *testing.T) {
 	require.Equal(t, 2, exit.ExitCode())
 }
 
+func TestBatchesHoldOneKindAndLoseNothing(t *testing.T) {
+	node, edge := `{"type":"node","id":"a"}`, `{"type":"relationship","label":"R","start":{"id":"a"},"end":{"id":"a"}}`
+	for _, pattern := range []string{"", "n", "nn", "nnn", "nnee", "nnneee", "nen", "nneenn", "nnnne"} {
+		for most := 1; most <= 4; most++ {
+			text := strings.NewReplacer("n", node+"\n", "e", edge+"\n").Replace(pattern)
+			s := &batchSource{lines: newAPOCReader(strings.NewReader(text)), most: most}
+			got := ""
+			for !s.done {
+				for ends := false; !ends; {
+					b, last, err := s.next()
+					require.NoError(t, err)
+					require.LessOrEqual(t, b.records, most)
+					ends = last
+					nodes := strings.Count(string(b.body), `"type":"node"`)
+					require.True(t, nodes == 0 || nodes == b.records, "a batch of both kinds: %s", b.body)
+					got += strings.Repeat("n", nodes) + strings.Repeat("e", b.records-nodes)
+					if ends {
+						got += "|"
+					}
+				}
+			}
+			require.Equal(t, pattern, strings.ReplaceAll(got, "|", ""))
+			for _, mixed := range []string{"ne", "en"} {
+				require.NotContains(t, got, mixed, "an edge goes out only after the nodes before it are in")
+			}
+		}
+	}
+}
+
 func FuzzAPOC(f *testing.F) {
 	f.Add([]byte(`{"type":"relationship","label":"R","start":{"id":"a"},"end":{"id":"b"},"properties":{"x":1.5}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

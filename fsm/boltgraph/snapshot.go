@@ -163,6 +163,9 @@ func (s *Store) Restore(r io.Reader) error {
 	old := s.db
 	db, err := openFile(s.path, s.options)
 	if err = errors.Join(err, syncDir(filepath.Dir(s.path))); err != nil {
+		if db != nil {
+			err = errors.Join(err, db.Close())
+		}
 		s.broken = fmt.Errorf("%w: %w", replication.ErrRestoreIncomplete, err)
 		return s.broken
 	}
