@@ -59,21 +59,35 @@ func (r requester) SendRaftAppendEntries(ctx context.Context, req *replication.R
 	return send[replication.RaftAppendEntriesResponse](ctx, r, replication.MsgAppendEntries, req)
 }
 
+// peerKey is what peers are told apart by.
+type peerKey struct {
+	addr string
+	kind replication.StreamKind
+}
+
 // peer is the one connection to an address that all PeerConnections to it
 // share. It is dialled when it is needed and not there.
 type peer struct {
-	t    *Transport
-	addr string
+	t      *Transport
+	key    peerKey
+	ctx    context.Context // ends with the last handle
+	cancel context.CancelFunc
 
 	// mu guards the fields below.
 	mu       sync.Mutex
 	refs     int
 	conn     *conn // nil: none, or it has ended
-	dialing  chan struct{}
-	failures int
+	opened   time.Time
+	dialing  *attempt  // nil: none under way
+	failures int       // since a connection that was of use
 	notUntil time.Time // next dial, after failures
 	lastErr  error
-	shutDown bool
+}
+
+// attempt is one dial, which many callers may wait for.
+type attempt struct {
+	done chan struct{} // closed at its end
+	err  error         // valid then
 }
 
 // PeerConn is a handle on the connection to one address. Safe for many
@@ -104,15 +118,25 @@ func (a *acceptedConn) Peer() replication.Peer { return a.c.peer }
 
 // Connect implements replication.Transport. The result is a *PeerConn.
 func (t *Transport) Connect(ctx context.Context, addr string) (replication.PeerConnection, error) {
+	return t.connect(ctx, peerKey{addr, replication.StreamRPC})
+}
+
+// ConnectRegion is Connect to a node of another region; see SetRegions.
+func (t *Transport) ConnectRegion(ctx context.Context, addr string) (replication.PeerConnection, error) {
+	return t.connect(ctx, peerKey{addr, replication.StreamRegion})
+}
+
+func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerConnection, error) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
 		return nil, replication.ErrClosed
 	}
-	p := t.peers[addr]
+	p := t.peers[key]
 	if p == nil {
-		p = &peer{t: t, addr: addr}
-		t.peers[addr] = p
+		p = &peer{t: t, key: key}
+		p.ctx, p.cancel = context.WithCancel(t.ctx)
+		t.peers[key] = p
 	}
 	p.mu.Lock()
 	p.refs++
@@ -164,8 +188,8 @@ func (p *peer) release() {
 	p.mu.Lock()
 	p.refs--
 	last := p.refs == 0
-	if last && p.t.peers[p.addr] == p {
-		delete(p.t.peers, p.addr)
+	if last && p.t.peers[p.key] == p {
+		delete(p.t.peers, p.key)
 	}
 	p.mu.Unlock()
 	p.t.mu.Unlock()
@@ -174,9 +198,10 @@ func (p *peer) release() {
 	}
 }
 
+// shut ends the connection and a dial under way.
 func (p *peer) shut() {
+	p.cancel()
 	p.mu.Lock()
-	p.shutDown = true
 	c := p.conn
 	p.mu.Unlock()
 	if c != nil {
@@ -196,75 +221,98 @@ func (p *peer) call(ctx context.Context, code replication.MessageType, request, 
 // while a dial runs, or while the back-off lasts, wait for it.
 func (p *peer) get(ctx context.Context) (*conn, error) {
 	for {
-		p.mu.Lock()
-		if p.shutDown {
-			p.mu.Unlock()
+		c, a := p.current()
+		if c != nil {
+			return c, nil
+		}
+		if a == nil {
 			return nil, replication.ErrClosed
 		}
-		if p.conn != nil && p.conn.alive() {
-			defer p.mu.Unlock()
-			return p.conn, nil
-		}
-		p.conn = nil
-		if p.dialing == nil {
-			p.dialing = make(chan struct{})
-			wait := time.Until(p.notUntil)
-			if !p.t.spawn(func() { p.dial(wait) }) {
-				p.dialing = nil
-				p.mu.Unlock()
-				return nil, replication.ErrClosed
-			}
-		}
-		dialed, failures := p.dialing, p.failures
-		p.mu.Unlock()
-
 		select {
-		case <-dialed:
+		case <-a.done:
+			if a.err != nil {
+				return nil, a.err
+			}
 		case <-ctx.Done():
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return nil, fmt.Errorf("%w: connecting to %s: %w (last: %v)", replication.ErrTimeout, p.addr, context.Cause(ctx), p.lastErr)
-		}
-		p.mu.Lock()
-		failed, err := p.failures > failures, p.lastErr
-		p.mu.Unlock()
-		if failed {
-			return nil, err
+			return nil, fmt.Errorf("%w: connecting to %s: %w (last: %v)", replication.ErrTimeout, p.key.addr, context.Cause(ctx), p.lastErr)
 		}
 	}
 }
 
+// current returns the connection, or else the dial that is to bring it;
+// neither: closed.
+func (p *peer) current() (*conn, *attempt) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return nil, nil
+	}
+	if p.conn != nil {
+		if p.conn.alive() {
+			return p.conn, nil
+		}
+		p.lost()
+	}
+	if p.dialing == nil {
+		a := &attempt{done: make(chan struct{})}
+		wait := time.Until(p.notUntil)
+		if !p.t.spawn(func() { p.dial(a, wait) }) {
+			return nil, nil
+		}
+		p.dialing = a
+	}
+	return nil, p.dialing
+}
+
+// lost takes note of a connection that ended. One that never answered a request
+// and did not last counts as a failed dial, so that a peer that accepts and
+// hangs up is not dialled without pause. p.mu is held.
+func (p *peer) lost() {
+	if p.conn.answered.Load() || time.Since(p.opened) > p.t.opts.BackoffMax {
+		p.failures = 0
+	} else {
+		p.failed(context.Cause(p.conn.ctx))
+	}
+	p.conn = nil
+}
+
+// failed takes note of a failure. p.mu is held.
+func (p *peer) failed(err error) {
+	p.lastErr = err
+	p.notUntil = time.Now().Add(backoff(p.failures, p.t.opts.BackoffMin, p.t.opts.BackoffMax))
+	p.failures++
+}
+
 // dial waits out the back-off and dials once.
-func (p *peer) dial(wait time.Duration) {
+func (p *peer) dial(a *attempt, wait time.Duration) {
 	var c *conn
-	err := error(nil)
 	timer := time.NewTimer(max(wait, 0))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		c, err = p.dialOnce()
-	case <-p.t.ctx.Done():
-		err = replication.ErrClosed
+		c, a.err = p.dialOnce()
+	case <-p.ctx.Done():
+		a.err = replication.ErrClosed
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err == nil && p.shutDown {
+	switch {
+	case a.err != nil:
+		p.failed(a.err)
+	case p.ctx.Err() != nil:
 		c.close(replication.ErrClosed)
-		err = replication.ErrClosed
+		a.err = replication.ErrClosed
+	default:
+		p.conn, p.opened = c, time.Now()
 	}
-	if err != nil {
-		p.lastErr = err
-		p.notUntil = time.Now().Add(backoff(p.failures, p.t.opts.BackoffMin, p.t.opts.BackoffMax))
-		p.failures++
-	} else {
-		p.conn, p.failures, p.notUntil = c, 0, time.Time{}
-	}
-	close(p.dialing)
 	p.dialing = nil
+	close(a.done)
 }
 
 func (p *peer) dialOnce() (*conn, error) {
-	s, err := p.t.dial(p.t.ctx, p.addr, replication.StreamRPC)
+	s, err := p.t.dial(p.ctx, p.key.addr, p.key.kind)
 	if err != nil {
 		return nil, err
 	}
@@ -286,10 +334,10 @@ func backoff(failures int, least, most time.Duration) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// OpenStream implements replication.Mux. A stream of kind rpc carries frames,
-// not raw bytes: use Connect.
+// OpenStream implements replication.Mux. Streams of kind rpc and region carry
+// frames, not raw bytes: use Connect and ConnectRegion.
 func (t *Transport) OpenStream(ctx context.Context, addr string, kind replication.StreamKind) (net.Conn, error) {
-	if kind == replication.StreamRPC {
+	if carriesMessages(kind) {
 		return nil, fmt.Errorf("%w: %s is not a raw stream", replication.ErrUnsupported, kind)
 	}
 	s, err := t.dial(ctx, addr, kind)

@@ -1,12 +1,12 @@
 package transport
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/nornicdb/replication"
 )
@@ -26,6 +26,7 @@ type envelope struct {
 	Epoch   replication.Epoch
 	Prev    *replication.Epoch
 	Failure *failure
+	Size    int // bytes of the frame it came in
 }
 
 // failure is the x of a response.
@@ -37,38 +38,59 @@ type failure struct {
 	LeaderAddr string `json:"leader_addr,omitempty"`
 }
 
-type wireEnvelope struct {
-	T *int               `json:"t"`
-	N string             `json:"n"`
-	P json.RawMessage    `json:"p"`
-	I *uint64            `json:"i"`
-	E uint64             `json:"e"`
-	O string             `json:"o"`
-	Q *replication.Epoch `json:"q"`
-	X *failure           `json:"x"`
-}
-
-// decodeEnvelope decodes a frame. Unknown keys are ignored.
+// decodeEnvelope decodes a frame. Keys are matched as they are written, unlike
+// encoding/json, which takes "T" for "t"; unknown ones are ignored, a known one
+// that comes twice is an error. The result refers to frame.
 func decodeEnvelope(frame []byte) (*envelope, error) {
-	if first := bytes.TrimLeft(frame, " \t\r\n"); len(first) == 0 || first[0] != '{' {
-		return nil, fmt.Errorf("%w: not a JSON object", errFrame)
-	}
-	var w wireEnvelope
-	if err := json.Unmarshal(frame, &w); err != nil {
+	e := &envelope{Size: len(frame)}
+	seen := ""
+	err := eachMember(frame, func(key string, value []byte) error {
+		if len(key) != 1 || !strings.Contains("tnpieoqx", key) {
+			return nil
+		}
+		if strings.Contains(seen, key) {
+			return fmt.Errorf("key %q twice", key)
+		}
+		seen += key
+		return e.set(key, value)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("%w: %v", errFrame, err)
 	}
-	if w.T == nil || *w.T < 1 || *w.T > math.MaxInt32 {
+	if e.Type < 1 || e.Type > math.MaxInt32 {
 		return nil, fmt.Errorf("%w: no message code", errFrame)
 	}
-	if w.E >= maxEpochNumber || w.Q != nil && w.Q.Number >= maxEpochNumber {
+	if e.Epoch.Number >= maxEpochNumber || e.Prev != nil && e.Prev.Number >= maxEpochNumber {
 		return nil, fmt.Errorf("%w: epoch out of range", errFrame)
 	}
-	e := &envelope{Type: *w.T, Node: w.N, Payload: w.P, Prev: w.Q, Failure: w.X,
-		Epoch: replication.Epoch{Number: w.E, Owner: w.O}}
-	if w.I != nil {
-		e.ID, e.HasID = *w.I, true
-	}
 	return e, nil
+}
+
+// set takes the value of a known key.
+func (e *envelope) set(key string, value []byte) error {
+	switch key {
+	case "t":
+		return json.Unmarshal(value, &e.Type)
+	case "n":
+		return json.Unmarshal(value, &e.Node)
+	case "p":
+		e.Payload = value
+	case "i":
+		if string(value) == "null" {
+			return nil
+		}
+		e.HasID = true
+		return json.Unmarshal(value, &e.ID)
+	case "e":
+		return json.Unmarshal(value, &e.Epoch.Number)
+	case "o":
+		return json.Unmarshal(value, &e.Epoch.Owner)
+	case "q":
+		return json.Unmarshal(value, &e.Prev)
+	case "x":
+		return json.Unmarshal(value, &e.Failure)
+	}
+	return nil
 }
 
 // appendEnvelope appends the JSON of e. The payload is taken as it is: it was

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -34,14 +35,19 @@ const (
 func (t *Transport) hello(kind replication.StreamKind) *replication.HelloRequest {
 	nonce := make([]byte, nonceBytes)
 	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	return &replication.HelloRequest{
+	h := &replication.HelloRequest{
 		Version: protocolVersion, ClusterID: t.opts.ClusterID, NodeID: t.opts.NodeID, Stream: kind, Nonce: nonce,
-		MaxFrameSize: t.opts.MaxFrameSize, Region: t.opts.Region, SettingsHash: t.opts.SettingsHash,
+		MaxFrameSize: t.opts.MaxFrameSize, Region: t.opts.Region,
 	}
+	if r := t.regionSettings(); r != nil {
+		h.SettingsHash = r.settingsHash
+	}
+	return h
 }
 
-// transcript is every field of both Hellos, each with its length before it.
-func transcript(dialer, server *replication.HelloRequest) []byte {
+// transcript is every field of both Hellos, each with its length before it,
+// and, over TLS, a value that only the two ends of this TLS session share.
+func transcript(dialer, server *replication.HelloRequest, binding []byte) []byte {
 	var b []byte
 	for _, h := range []*replication.HelloRequest{dialer, server} {
 		for _, field := range [][]byte{
@@ -53,7 +59,23 @@ func transcript(dialer, server *replication.HelloRequest) []byte {
 			b = append(b, field...)
 		}
 	}
-	return b
+	return append(b, binding...)
+}
+
+// binding ties a proof to the TLS session it is made in, so that nobody can
+// relay it through a session of his own; nil without TLS, where the records'
+// keys do that.
+func binding(c net.Conn) ([]byte, error) {
+	tc, ok := c.(*tls.Conn)
+	if !ok {
+		return nil, nil
+	}
+	state := tc.ConnectionState()
+	value, err := state.ExportKeyingMaterial("EXPORTER-nornicdb-cluster", nil, sha256.Size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)
+	}
+	return value, nil
 }
 
 func derive(secret []byte, label string, transcript []byte) []byte {
@@ -65,7 +87,8 @@ func derive(secret []byte, label string, transcript []byte) []byte {
 
 // session is what a handshake ends in.
 type session struct {
-	conn     net.Conn // frames or raw bytes go through it
+	conn     net.Conn     // frames or raw bytes go through it
+	raw      *trackedConn // the connection below
 	r        *bufio.Reader
 	peer     replication.Peer
 	maxFrame int // the smaller of both sides'
@@ -110,11 +133,25 @@ func (t *Transport) checkHello(h *replication.HelloRequest) (reason string, err 
 			return "cluster", fmt.Errorf("%w: cluster %q, this is %q", replication.ErrWrongPeer, h.ClusterID, t.opts.ClusterID)
 		}
 	case replication.StreamRegion:
-		if h.Region == "" || h.SettingsHash != t.opts.SettingsHash {
-			return "settings", fmt.Errorf("%w: region %q has other settings", replication.ErrWrongPeer, h.Region)
-		}
+		return t.checkRegion(h)
 	default:
 		return "stream", fmt.Errorf("%w: stream %q", replication.ErrUnsupported, h.Stream)
+	}
+	return "", nil
+}
+
+func (t *Transport) checkRegion(h *replication.HelloRequest) (reason string, err error) {
+	r := t.regionSettings()
+	switch {
+	case r == nil:
+		return "stream", fmt.Errorf("%w: this node has no regions", replication.ErrUnsupported)
+	case h.Region == "" || h.Region == t.opts.Region:
+		return "region", fmt.Errorf("%w: region %q, this is %q", replication.ErrWrongPeer, h.Region, t.opts.Region)
+	case h.SettingsHash != r.settingsHash:
+		return "settings", fmt.Errorf("%w: region %q has other settings", replication.ErrWrongPeer, h.Region)
+	}
+	if err := r.check(h.Region); err != nil {
+		return "region", fmt.Errorf("%w: region %q: %w", replication.ErrWrongPeer, h.Region, err)
 	}
 	return "", nil
 }
@@ -132,7 +169,11 @@ func (t *Transport) dialHandshake(c net.Conn, addr string, kind replication.Stre
 	if _, err := t.checkHello(theirs); err != nil {
 		return nil, err
 	}
-	script := transcript(mine, theirs)
+	bound, err := binding(c)
+	if err != nil {
+		return nil, err
+	}
+	script := transcript(mine, theirs, bound)
 	if err := t.proveToServer(c, r, theirs.MAC, script); err != nil {
 		return nil, err
 	}
@@ -201,8 +242,10 @@ func (t *Transport) proveToServer(c net.Conn, r *bufio.Reader, serverMAC, script
 
 // rejection is a handshake that failed, with the reason to count.
 type rejection struct {
-	reason string
-	err    error
+	reason  string
+	err     error
+	to      net.Conn  // who gets the error response
+	request *envelope // that it answers; nil: none is sent
 }
 
 func (r *rejection) Error() string { return r.reason + ": " + r.err.Error() }
@@ -212,28 +255,32 @@ func (r *rejection) Unwrap() error { return r.err }
 func (t *Transport) acceptHandshake(c net.Conn, r *bufio.Reader, first *envelope) (*session, error) {
 	var theirs replication.HelloRequest
 	if err := json.Unmarshal(first.Payload, &theirs); err != nil {
-		return nil, &rejection{"malformed", fmt.Errorf("%w: Hello: %v", replication.ErrUnauthenticated, err)}
+		return nil, &rejection{reason: "malformed", err: fmt.Errorf("%w: Hello: %v", replication.ErrUnauthenticated, err)}
 	}
 	if reason, err := t.checkHello(&theirs); err != nil {
-		return nil, &rejection{reason, err}
+		return nil, &rejection{reason: reason, err: err}
 	}
-	if theirs.Stream != replication.StreamRPC && t.streamHandler(theirs.Stream) == nil {
-		return nil, &rejection{"stream", fmt.Errorf("%w: nothing serves stream %q here", replication.ErrUnsupported, theirs.Stream)}
+	if !carriesMessages(theirs.Stream) && t.streamHandler(theirs.Stream) == nil {
+		return nil, &rejection{reason: "stream", err: fmt.Errorf("%w: nothing serves stream %q here", replication.ErrUnsupported, theirs.Stream)}
 	}
 	mine := t.hello(theirs.Stream)
-	script := transcript(&theirs, mine)
+	bound, err := binding(c)
+	if err != nil {
+		return nil, &rejection{reason: "tls", err: err}
+	}
+	script := transcript(&theirs, mine, bound)
 	if len(t.opts.Secret) > 0 {
 		mine.MAC = derive(t.opts.Secret, labelServerProof, script)
 	}
 	if err := t.writeHello(c, replication.MsgHelloResponse, mine); err != nil {
-		return nil, &rejection{"io", err}
+		return nil, &rejection{reason: "io", err: err}
 	}
 	if len(t.opts.Secret) > 0 {
 		if err := t.checkProof(r, script); err != nil {
 			return nil, err
 		}
 		if err := t.writeHello(c, replication.MsgHelloResponse, &replication.HelloRequest{}); err != nil {
-			return nil, &rejection{"io", err}
+			return nil, &rejection{reason: "io", err: err}
 		}
 	}
 	return t.begin(c, r, mine, &theirs, script, false), nil
@@ -243,18 +290,18 @@ func (t *Transport) acceptHandshake(c net.Conn, r *bufio.Reader, first *envelope
 func (t *Transport) checkProof(r *bufio.Reader, script []byte) error {
 	frame, err := readFrame(r, maxUnprovenFrameBytes)
 	if err != nil {
-		return &rejection{"no_proof", fmt.Errorf("%w: no proof came: %w", replication.ErrUnauthenticated, err)}
+		return &rejection{reason: "no_proof", err: fmt.Errorf("%w: no proof came: %w", replication.ErrUnauthenticated, err)}
 	}
 	e, err := decodeEnvelope(frame)
 	if err != nil {
-		return &rejection{"malformed", err}
+		return &rejection{reason: "malformed", err: err}
 	}
 	var proof replication.HelloRequest
 	if e.Type != int(replication.MsgHello) || json.Unmarshal(e.Payload, &proof) != nil || len(proof.MAC) == 0 {
-		return &rejection{"no_proof", fmt.Errorf("%w: no proof of the cluster secret", replication.ErrUnauthenticated)}
+		return &rejection{reason: "no_proof", err: fmt.Errorf("%w: no proof of the cluster secret", replication.ErrUnauthenticated)}
 	}
 	if !hmac.Equal(proof.MAC, derive(t.opts.Secret, labelDialerProof, script)) {
-		return &rejection{"wrong_proof", fmt.Errorf("%w: wrong proof of the cluster secret", replication.ErrUnauthenticated)}
+		return &rejection{reason: "wrong_proof", err: fmt.Errorf("%w: wrong proof of the cluster secret", replication.ErrUnauthenticated)}
 	}
 	return nil
 }

@@ -16,10 +16,9 @@ const readBufferBytes = 64 << 10
 
 // Options of a Transport. Zero fields get the defaults named beside them.
 type Options struct {
-	NodeID       string // required
-	ClusterID    string
-	Region       string
-	SettingsHash string
+	NodeID    string // required
+	ClusterID string
+	Region    string
 	// Secret is the cluster secret; empty: nothing is proven with one.
 	Secret       []byte
 	MaxFrameSize int // bytes, 64 MiB
@@ -37,14 +36,16 @@ type Options struct {
 
 	DialTimeout      time.Duration // one dial with its handshake, 5 s
 	HandshakeTimeout time.Duration // an accepted connection's handshake, 5 s
-	FrameTimeout     time.Duration // from a frame's first byte to its last, 60 s
-	WriteTimeout     time.Duration // one write to the network, 30 s
+	FrameTimeout     time.Duration // from a frame's first byte to its last, 60 s and 1 s for each 64 KiB
+	WriteTimeout     time.Duration // one frame to the network, 30 s and 1 s for each 64 KiB
 	AnswerTimeout    time.Duration // an answer without request ID, 30 s
+	SilenceTimeout   time.Duration // nothing from a peer that owes an answer, not even to a probe, 15 s
 	BackoffMin       time.Duration // first wait after a failed dial, 50 ms
 	BackoffMax       time.Duration // longest, 2 s
 	MaxConnections   int           // accepted at once, 1024
 	MaxUnproven      int           // of these without finished handshake, 128
-	MaxRequests      int           // being handled at once on one connection, 256
+	MaxRequests      int           // being handled at once on one connection, 1024; more are refused
+	MaxPending       int           // sent and not answered on one connection, 512; more wait
 }
 
 func defaultTo[T comparable](field *T, value T) {
@@ -61,11 +62,13 @@ func (o *Options) setDefaults() {
 	defaultTo(&o.FrameTimeout, 60*time.Second)
 	defaultTo(&o.WriteTimeout, 30*time.Second)
 	defaultTo(&o.AnswerTimeout, 30*time.Second)
+	defaultTo(&o.SilenceTimeout, 15*time.Second)
 	defaultTo(&o.BackoffMin, 50*time.Millisecond)
 	defaultTo(&o.BackoffMax, 2*time.Second)
 	defaultTo(&o.MaxConnections, 1024)
 	defaultTo(&o.MaxUnproven, 128)
-	defaultTo(&o.MaxRequests, 256)
+	defaultTo(&o.MaxRequests, 1024)
+	defaultTo(&o.MaxPending, 512)
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}

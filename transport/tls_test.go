@@ -4,9 +4,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -115,4 +117,89 @@ func TestExpiredCertificateIsRefusedAndSaid(t *testing.T) {
 	_, err := NewTLS(ca.issue(t.TempDir(), 2, time.Now().Add(-time.Hour)), newTransport(t, "s", nil).opts.Logger)
 	require.ErrorIs(t, err, replication.ErrInvalidConfig)
 	require.ErrorContains(t, err, "valid from")
+}
+
+// TestTLSSettingsAreObeyed: least version, cipher suites and server name.
+func TestTLSSettingsAreObeyed(t *testing.T) {
+	ca, hour := newAuthority(t), time.Now().Add(time.Hour)
+	config := func(change func(*replication.TLSConfig)) func(*Options) {
+		cfg := ca.issue(t.TempDir(), 2, hour)
+		cfg.MinVersion = "1.2"
+		if change != nil {
+			change(&cfg)
+		}
+		return withTLS(t, cfg)
+	}
+	const suite = "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384"
+	server := newTransport(t, "s", config(func(c *replication.TLSConfig) { c.CipherSuites = []string{suite} }))
+	server.Handle(replication.MsgFetch, echo)
+	addr := serve(t, server, "127.0.0.1:0")
+	strict := newTransport(t, "s13", config(func(c *replication.TLSConfig) { c.MinVersion = "1.3" }))
+	strictAddr := serve(t, strict, "127.0.0.1:0")
+
+	dial12 := func(addr string, suites ...uint16) (tls.ConnectionState, error) {
+		tr := newTransport(t, "x", config(nil))
+		c := tr.opts.TLS.client(addr)
+		c.MaxVersion, c.CipherSuites = tls.VersionTLS12, suites
+		conn, err := tls.Dial("tcp", addr, c)
+		if err != nil {
+			return tls.ConnectionState{}, err
+		}
+		defer conn.Close()
+		return conn.ConnectionState(), nil
+	}
+	state, err := dial12(addr)
+	require.NoError(t, err)
+	require.Equal(t, suite, tls.CipherSuiteName(state.CipherSuite))
+	_, err = dial12(addr, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)
+	require.Error(t, err, "no suite in common")
+	_, err = dial12(strictAddr)
+	require.Error(t, err, "TLS 1.2 where 1.3 is the least")
+
+	// The certificate is for 127.0.0.1.
+	other := newTransport(t, "d", config(func(c *replication.TLSConfig) { c.ServerName = "db.example" }))
+	_, err = other.Connect(t.Context(), addr)
+	require.ErrorIs(t, err, replication.ErrUnauthenticated)
+	require.ErrorContains(t, err, "db.example")
+	named := newTransport(t, "n", config(func(c *replication.TLSConfig) { c.ServerName = "127.0.0.1" }))
+	require.NoError(t, connect(t, named, addr).Call(t.Context(), replication.MsgFetch, map[string]any{}, nil))
+}
+
+// TestProofIsBoundToItsTLSSession: somebody who holds a certificate of the same
+// authority cannot relay the proof of the cluster secret through himself.
+func TestProofIsBoundToItsTLSSession(t *testing.T) {
+	ca, hour := newAuthority(t), time.Now().Add(time.Hour)
+	both := func() func(*Options) {
+		tls := withTLS(t, ca.issue(t.TempDir(), 2, hour))
+		return func(o *Options) { tls(o); o.Secret = []byte(secret) }
+	}
+	server, dialer := newTransport(t, "s", both()), newTransport(t, "d", both())
+	server.Handle(replication.MsgFetch, echo)
+	addr := serve(t, server, "127.0.0.1:0")
+	require.NoError(t, connect(t, dialer, addr).Call(t.Context(), replication.MsgFetch, map[string]any{}, nil), "straight, it works")
+
+	middle, err := NewTLS(ca.issue(t.TempDir(), 3, hour), server.opts.Logger)
+	require.NoError(t, err)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", middle.server())
+	require.NoError(t, err)
+	defer l.Close()
+	relayed := make(chan struct{})
+	go func() {
+		defer close(relayed)
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer in.Close()
+		out, err := tls.Dial("tcp", addr, middle.client(addr))
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		go func() { _, _ = io.Copy(out, in); _ = out.CloseWrite() }()
+		_, _ = io.Copy(in, out)
+	}()
+	_, err = dialer.Connect(t.Context(), l.Addr().String())
+	require.ErrorIs(t, err, replication.ErrUnauthenticated)
+	<-relayed
 }

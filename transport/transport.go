@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
@@ -16,6 +18,7 @@ import (
 // use.
 type Transport struct {
 	opts   Options
+	logs   throttle
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // every goroutine of the transport
@@ -23,21 +26,36 @@ type Transport struct {
 	// mu guards the fields below.
 	mu        sync.Mutex
 	closed    bool
-	handlers  map[replication.MessageType]replication.Handler
+	handlers  map[route]replication.Handler
 	streams   map[replication.StreamKind]func(replication.Peer, net.Conn)
 	check     func(addr, nodeID string) error
+	regions   *regions // nil: no region streams
 	raftState func() (term, lastLogIndex uint64)
 	epoch     func() replication.Epoch
-	peers     map[string]*peer
+	peers     map[peerKey]*peer
 	conns     map[net.Conn]struct{} // open connections, closed by Close
 	listeners map[string]net.Listener
 	stats     Stats
+}
+
+// route is where a request goes: messages of other regions have handlers of
+// their own.
+type route struct {
+	kind replication.StreamKind // rpc or region
+	code replication.MessageType
+}
+
+// regions is what region streams are checked against.
+type regions struct {
+	settingsHash string
+	check        func(region string) error
 }
 
 // Stats are counters since the start.
 type Stats struct {
 	HandshakesRejected map[string]uint64 // by reason
 	FramesRejected     map[string]uint64 // by reason
+	DialsRefused       map[string]uint64 // handshakes of this node's that failed, by error code
 	Accepted           uint64            // connections
 	Open               int               // connections now, both ways
 	Unproven           int               // accepted ones without finished handshake
@@ -56,12 +74,13 @@ func New(opts Options) (*Transport, error) {
 	}
 	t := &Transport{
 		opts:      opts,
-		handlers:  make(map[replication.MessageType]replication.Handler),
+		handlers:  make(map[route]replication.Handler),
 		streams:   make(map[replication.StreamKind]func(replication.Peer, net.Conn)),
-		peers:     make(map[string]*peer),
+		peers:     make(map[peerKey]*peer),
 		conns:     make(map[net.Conn]struct{}),
 		listeners: make(map[string]net.Listener),
-		stats:     Stats{HandshakesRejected: make(map[string]uint64), FramesRejected: make(map[string]uint64)},
+		stats: Stats{HandshakesRejected: make(map[string]uint64), FramesRejected: make(map[string]uint64),
+			DialsRefused: make(map[string]uint64)},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t, nil
@@ -69,13 +88,41 @@ func New(opts Options) (*Transport, error) {
 
 // Handle implements replication.Mux.
 func (t *Transport) Handle(code replication.MessageType, h replication.Handler) {
+	t.setHandler(route{replication.StreamRPC, code}, h)
+}
+
+// HandleRegion sets the handler of a request code that comes on a region
+// stream; nil removes it. What Handle serves is not open to other regions.
+func (t *Transport) HandleRegion(code replication.MessageType, h replication.Handler) {
+	t.setHandler(route{replication.StreamRegion, code}, h)
+}
+
+func (t *Transport) setHandler(r route, h replication.Handler) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if h == nil {
-		delete(t.handlers, code)
+		delete(t.handlers, r)
 		return
 	}
-	t.handlers[code] = h
+	t.handlers[r] = h
+}
+
+// SetRegions opens region streams, both ways: to peers with the same hash of
+// the settings that all regions share, whose region check takes. A nil check
+// closes them to new peers again.
+func (t *Transport) SetRegions(settingsHash string, check func(region string) error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.regions = nil
+	if check != nil {
+		t.regions = &regions{settingsHash, check}
+	}
+}
+
+func (t *Transport) regionSettings() *regions {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.regions
 }
 
 // HandleStream implements replication.Mux.
@@ -127,10 +174,10 @@ func (t *Transport) peerCheck() func(addr, nodeID string) error {
 	return t.check
 }
 
-func (t *Transport) handler(code replication.MessageType) replication.Handler {
+func (t *Transport) handler(kind replication.StreamKind, code replication.MessageType) replication.Handler {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.handlers[code]
+	return t.handlers[route{kind, code}]
 }
 
 func (t *Transport) streamHandler(kind replication.StreamKind) func(replication.Peer, net.Conn) {
@@ -153,6 +200,7 @@ func (t *Transport) Stats() Stats {
 	s := t.stats
 	s.HandshakesRejected = maps.Clone(s.HandshakesRejected)
 	s.FramesRejected = maps.Clone(s.FramesRejected)
+	s.DialsRefused = maps.Clone(s.DialsRefused)
 	s.Open = len(t.conns)
 	return s
 }
@@ -164,7 +212,7 @@ func (t *Transport) rejectHandshake(reason string, from net.Addr, err error) {
 	t.mu.Unlock()
 	metrics.IncrCounterWithLabels([]string{"replication", "handshake_rejected_total"}, 1,
 		[]metrics.Label{{Name: "reason", Value: reason}})
-	t.opts.Logger.Warn("cluster connection refused", "from", from.String(), "reason", reason, "error", err)
+	t.warn("cluster connection refused", reason, "from", from.String(), "error", err)
 }
 
 // rejectFrame counts and logs a connection that is closed for what came on it.
@@ -174,15 +222,53 @@ func (t *Transport) rejectFrame(reason string, from net.Addr, err error) {
 	t.mu.Unlock()
 	metrics.IncrCounterWithLabels([]string{"replication", "frames_rejected_total"}, 1,
 		[]metrics.Label{{Name: "reason", Value: reason}})
-	t.opts.Logger.Warn("cluster connection closed for a bad frame", "from", from.String(), "reason", reason, "error", err)
+	t.warn("cluster connection closed for a bad frame", reason, "from", from.String(), "error", err)
 }
 
-// trackedConn leaves the transport's list when it is closed.
+// refused counts and logs a handshake of this node's that the peer refused, or
+// that this node broke off. A peer that is not there is no refusal.
+func (t *Transport) refused(addr string, err error) {
+	code := replication.ErrorCode(err)
+	switch code {
+	case "unauthenticated", "wrong_peer", "unsupported", "overloaded":
+	default:
+		return
+	}
+	t.mu.Lock()
+	t.stats.DialsRefused[code]++
+	t.mu.Unlock()
+	metrics.IncrCounterWithLabels([]string{"replication", "dial_refused_total"}, 1, []metrics.Label{{Name: "reason", Value: code}})
+	t.warn("no connection to a peer", code, "to", addr, "error", err)
+}
+
+// warn logs what a peer causes, thinned out.
+func (t *Transport) warn(msg, reason string, args ...any) {
+	ok, skipped := t.logs.pass(msg+"/"+reason, time.Now())
+	if !ok {
+		return
+	}
+	if args = append(args, "reason", reason); skipped > 0 {
+		args = append(args, "not_logged", skipped)
+	}
+	t.opts.Logger.Warn(msg, args...)
+}
+
+// trackedConn leaves the transport's list when it is closed, and counts its
+// reads, so that its silence can be told.
 type trackedConn struct {
 	net.Conn
-	t    *Transport
-	once sync.Once
-	err  error
+	t     *Transport
+	reads atomic.Int64
+	once  sync.Once
+	err   error
+}
+
+func (c *trackedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.reads.Add(1)
+	}
+	return n, err
 }
 
 func (c *trackedConn) Close() error {
@@ -237,6 +323,9 @@ func (t *Transport) dial(ctx context.Context, addr string, kind replication.Stre
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	s, err := t.secureDial(ctx, c, addr, kind)
+	if err != nil && ctx.Err() == nil {
+		t.refused(addr, err)
+	}
 	if !stop() || err != nil { // the context won, or the handshake failed
 		_ = c.Close()
 		if err == nil {
@@ -258,7 +347,7 @@ func (t *Transport) Close() error {
 	for c := range conns {
 		open = append(open, c)
 	}
-	t.peers = make(map[string]*peer)
+	t.peers = make(map[peerKey]*peer)
 	t.mu.Unlock()
 
 	t.cancel()

@@ -102,8 +102,8 @@ func (t *Transport) accept(raw net.Conn, handler replication.ConnectionHandler) 
 	}
 	t.mu.Unlock()
 	if full {
-		_ = raw.Close()
 		t.rejectHandshake("too_many", raw.RemoteAddr(), replication.ErrOverloaded)
+		_ = raw.Close()
 		return
 	}
 	proven := func() {
@@ -125,12 +125,12 @@ func (t *Transport) serve(c *trackedConn, handler replication.ConnectionHandler,
 	s, first, err := t.admit(c)
 	proven()
 	if err != nil {
-		t.rejectHandshake(rejectionReason(err), c.RemoteAddr(), err)
+		t.reject(c, err)
 		_ = c.Close()
 		return
 	}
 	clearDeadline(c)
-	if s.kind != replication.StreamRPC {
+	if !carriesMessages(s.kind) {
 		if accept := t.streamHandler(s.kind); accept != nil {
 			accept(s.peer, &streamConn{Conn: s.conn, r: s.r})
 			return // the handler owns the connection
@@ -143,7 +143,7 @@ func (t *Transport) serve(c *trackedConn, handler replication.ConnectionHandler,
 		_ = c.Close()
 		return
 	}
-	if handler != nil { // beside the reader, which brings the answers to its requests
+	if handler != nil && s.kind == replication.StreamRPC { // beside the reader, which brings the answers to its requests
 		t.spawn(func() { handler(&acceptedConn{requester{rpc.call}, rpc}) })
 	}
 	rpc.readLoop(first)
@@ -157,7 +157,7 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 	if t.opts.TLS != nil {
 		tc := tls.Server(c, t.opts.TLS.server())
 		if err := tc.HandshakeContext(t.ctx); err != nil {
-			return nil, nil, &rejection{"tls", fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
+			return nil, nil, &rejection{reason: "tls", err: fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
 		}
 		nc = tc
 	}
@@ -172,41 +172,57 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 		if !errors.Is(err, errFrame) {
 			reason = "silent"
 		}
-		return nil, nil, &rejection{reason, err}
+		return nil, nil, &rejection{reason: reason, err: err}
 	}
 	first, err := decodeEnvelope(frame)
 	if err != nil {
-		return nil, nil, &rejection{"malformed", err}
+		return nil, nil, &rejection{reason: "malformed", err: err}
 	}
 	if first.Type == int(replication.MsgHello) {
 		s, err := t.acceptHandshake(nc, r, first)
-		var refused *rejection
-		if errors.As(err, &refused) && refused.reason != "io" {
-			t.refuse(nc, first, refused.err)
+		if err != nil {
+			var refused *rejection
+			if errors.As(err, &refused) && refused.reason != "io" {
+				refused.to, refused.request = nc, first
+			}
+			return nil, nil, err
 		}
-		return s, nil, err
+		s.raw = c
+		return s, nil, nil
 	}
 	if demanded {
-		err := fmt.Errorf("%w: message %d came before a Hello", replication.ErrUnauthenticated, first.Type)
-		t.refuse(nc, first, err)
-		return nil, nil, &rejection{"no_proof", err}
+		return nil, nil, &rejection{reason: "no_proof", to: nc, request: first,
+			err: fmt.Errorf("%w: message %d came before a Hello", replication.ErrUnauthenticated, first.Type)}
 	}
 	peer := replication.Peer{NodeID: first.Node, Addr: c.RemoteAddr().String(), Proven: t.certificateShown(nc)}
-	return &session{conn: nc, r: r, peer: peer, maxFrame: t.opts.MaxFrameSize, kind: replication.StreamRPC}, first, nil
+	return &session{conn: nc, raw: c, r: r, peer: peer, maxFrame: t.opts.MaxFrameSize, kind: replication.StreamRPC}, first, nil
 }
 
-// refuse sends the one error response that a rejected connection gets.
-func (t *Transport) refuse(c net.Conn, request *envelope, err error) {
-	frame, encodeErr := encodeFrame(&envelope{Type: request.Type + 1, Node: t.opts.NodeID, ID: request.ID,
-		HasID: request.HasID, Failure: failureOf(err)}, maxUnprovenFrameBytes)
-	if encodeErr == nil {
-		_, _ = c.Write(frame) // the connection is closed either way
+// reject counts a failed handshake, says it to the operator, and then to the
+// peer, in the one error response that it gets.
+func (t *Transport) reject(c net.Conn, err error) {
+	t.rejectHandshake(rejectionReason(err), c.RemoteAddr(), err)
+	var refused *rejection
+	if !errors.As(err, &refused) || refused.request == nil {
+		return
 	}
+	request := refused.request
+	frame, encodeErr := encodeFrame(&envelope{Type: request.Type + 1, Node: t.opts.NodeID, ID: request.ID,
+		HasID: request.HasID, Failure: failureOf(refused.err)}, maxUnprovenFrameBytes)
+	if encodeErr == nil {
+		_, _ = refused.to.Write(frame) // the connection is closed either way
+	}
+}
+
+// carriesMessages: frames follow the handshake, not raw bytes.
+func carriesMessages(kind replication.StreamKind) bool {
+	return kind == replication.StreamRPC || kind == replication.StreamRegion
 }
 
 // secureDial runs TLS and the handshake on a dialled connection.
-func (t *Transport) secureDial(ctx context.Context, c net.Conn, addr string, kind replication.StreamKind) (*session, error) {
-	setDeadline(c, t.opts.DialTimeout)
+func (t *Transport) secureDial(ctx context.Context, raw *trackedConn, addr string, kind replication.StreamKind) (*session, error) {
+	setDeadline(raw, t.opts.DialTimeout)
+	var c net.Conn = raw
 	if t.opts.TLS != nil {
 		tc := tls.Client(c, t.opts.TLS.client(addr))
 		if err := tc.HandshakeContext(ctx); err != nil {
@@ -215,8 +231,13 @@ func (t *Transport) secureDial(ctx context.Context, c net.Conn, addr string, kin
 		c = tc
 	}
 	if t.opts.PlainDial && kind == replication.StreamRPC {
-		return &session{conn: c, r: bufio.NewReaderSize(c, readBufferBytes), maxFrame: t.opts.MaxFrameSize,
+		return &session{conn: c, raw: raw, r: bufio.NewReaderSize(c, readBufferBytes), maxFrame: t.opts.MaxFrameSize,
 			peer: replication.Peer{Addr: addr}, kind: kind}, nil
 	}
-	return t.dialHandshake(c, addr, kind)
+	s, err := t.dialHandshake(c, addr, kind)
+	if err != nil {
+		return nil, err
+	}
+	s.raw = raw
+	return s, nil
 }
