@@ -90,10 +90,10 @@ func (c *conn) close(err error) {
 		return
 	}
 	c.closed = true
+	c.cancel(err) // closed ⇒ the cause is set
 	pending, fifo := c.pending, c.fifo
 	c.pending, c.fifo = nil, nil
 	c.mu.Unlock()
-	c.cancel(err)
 	_ = c.nc.Close()
 	for _, w := range pending {
 		w.answer <- answer{err: err}

@@ -73,6 +73,31 @@ func TestPlainCallersLearnThatTheConnectionEnded(t *testing.T) {
 	require.NoError(t, ctx.Err(), "they learned it from the connection, not from their deadline")
 }
 
+// TestCallsWhileTheConnectionEnds: each gets an error, whatever the instant.
+func TestCallsWhileTheConnectionEnds(t *testing.T) {
+	server := newTransport(t, "s", nil)
+	server.Handle(replication.MsgHeartbeat, heartbeatEcho)
+	addr := serve(t, server, "127.0.0.1:0")
+	for range 50 {
+		dialer := newTransport(t, "d", nil)
+		c := connect(t, dialer, addr)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					if _, err := c.SendHeartbeat(t.Context(), &replication.HeartbeatRequest{}); err != nil {
+						return
+					}
+				}
+			})
+		}
+		_, err := c.SendHeartbeat(t.Context(), &replication.HeartbeatRequest{})
+		require.NoError(t, err)
+		require.NoError(t, dialer.Close())
+		wg.Wait()
+	}
+}
+
 func TestConnectionHandlerCanSendRequests(t *testing.T) {
 	server, dialer := newTransport(t, "s", nil), newTransport(t, "d", nil)
 	dialer.Handle(replication.MsgHeartbeat, heartbeatEcho)
