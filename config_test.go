@@ -81,3 +81,64 @@ func FuzzEnvironment(f *testing.F) {
 		require.NoError(t, c.Validate())
 	})
 }
+
+// TestEveryVariable: each is read into its field, printed from it, and refused
+// by name where its value cannot be.
+func TestEveryVariable(t *testing.T) {
+	good := map[string]string{
+		"MODE": "raft", "NODE_ID": "n9", "BIND_ADDR": "127.0.0.1:9999", "ADVERTISE_ADDR": "db.example:9999", "DATA_DIR": "/elsewhere",
+		"SECRET": "***", "SECRET_FILE": "/secret", "MAX_FRAME_SIZE": "1048576", "LOG_STORE": "wal", "WRITE_CONSISTENCY": "ONE", "READ_CONSISTENCY": "ALL",
+		"HA_ROLE": "standby", "HA_PEER_ADDR": "peer:7688", "HA_SYNC_MODE": "sync", "HA_HEARTBEAT_MS": "250", "HA_FAILOVER_TIMEOUT": "1m0s",
+		"HA_AUTO_FAILOVER": "false", "HA_PARTITION_POLICY": "consistency", "HA_WAL_BATCH_SIZE": "7", "HA_WAL_BATCH_TIMEOUT": "7ms",
+		"HA_MAX_UNCONFIRMED": "77", "HA_WAL_RETAIN": "777", "HA_RECONNECT_INTERVAL": "7s", "HA_MAX_RECONNECT_BACKOFF": "1m10s",
+		"RAFT_CLUSTER_ID": "other", "RAFT_BOOTSTRAP": "true", "RAFT_PEERS": "a:h:1,[::1]:2", "RAFT_ELECTION_TIMEOUT": "3s",
+		"RAFT_HEARTBEAT_TIMEOUT": "300ms", "RAFT_LEADER_LEASE_TIMEOUT": "1s", "RAFT_SNAPSHOT_INTERVAL": "33", "RAFT_SNAPSHOT_THRESHOLD": "44",
+		"RAFT_SNAPSHOT_RETAIN": "5", "RAFT_TRAILING_LOGS": "55", "RAFT_MAX_APPEND_ENTRIES": "66", "RAFT_COMMIT_TIMEOUT": "20ms",
+		"RAFT_MAX_INFLIGHT_LOGS": "88", "RAFT_FORWARD_WRITES": "false",
+		"REGION_ID": "eu", "REMOTE_REGIONS": "us:h:1,us:h:2", "CROSS_REGION_MODE": "semi_sync", "CROSS_REGION_BATCH_SIZE": "9",
+		"CROSS_REGION_BATCH_TIMEOUT": "9ms", "WRITE_REGION": "eu", "FEDERATION_ID": "f", "MAX_CLOCK_OFFSET": "9s", "CLOCK_SKEW_POLICY": "reject",
+		"OUTBOX_MAX_ENTRIES": "99", "OUTBOX_MAX_BYTES": "999", "CONFLICT_STRATEGY": "manual",
+		"TLS_ENABLED": "true", "TLS_CERT_FILE": "c", "TLS_KEY_FILE": "k", "TLS_CA_FILE": "a", "TLS_VERIFY_CLIENT": "false",
+		"TLS_INSECURE_SKIP_VERIFY": "true", "TLS_SERVER_NAME": "s", "TLS_MIN_VERSION": "1.3", "TLS_CIPHER_SUITES": "TLS_AES_128_GCM_SHA256",
+	}
+	defaults := strings.Split(DefaultConfig().String(), "\n")
+	require.Len(t, variables, len(good), "a row of the reference has no value here")
+	for _, v := range variables {
+		value, ok := good[v.name]
+		require.True(t, ok, v.name)
+		c := DefaultConfig()
+		require.NoError(t, v.set(c, value), v.name)
+		var changed []string
+		for i, line := range strings.Split(c.String(), "\n") {
+			if line != defaults[i] {
+				changed = append(changed, line)
+			}
+		}
+		require.Equal(t, []string{envPrefix + v.name + "=" + value}, changed, "it sets its own field, to another value than the default, and no other")
+		if v.allowed == "text" || v.name == "TLS_CIPHER_SUITES" {
+			continue // what is wrong with those is Validate's matter
+		}
+		for _, bad := range []string{"no such thing", "", "-1x"} {
+			if _, err := loadEnv(env(v.name + "=" + bad)); bad != "" || err != nil {
+				require.ErrorIs(t, err, ErrInvalidConfig, "%s=%q", v.name, bad)
+				require.ErrorContains(t, err, envPrefix+v.name, "it is named")
+				require.ErrorContains(t, err, v.allowed, "and what is allowed is said")
+			}
+		}
+	}
+}
+
+// TestNumbersOutOfRangeAreRefused, whatever their variable.
+func TestNumbersOutOfRangeAreRefused(t *testing.T) {
+	base := env("MODE=raft", "BIND_ADDR=127.0.0.1:7688")
+	for _, v := range variables {
+		if !strings.Contains(v.allowed, "number") && !strings.Contains(v.allowed, "duration") {
+			continue
+		}
+		for _, bad := range []string{"-5", "-5s"} {
+			_, err := loadEnv(append(env(v.name+"="+bad), base...))
+			require.ErrorIs(t, err, ErrInvalidConfig, "%s=%s", v.name, bad)
+			require.ErrorContains(t, err, v.name)
+		}
+	}
+}

@@ -49,6 +49,9 @@ func (c *Config) problems(skip map[string]bool) []string {
 	k.words()
 	k.general()
 	k.tls()
+	k.hotStandbyNumbers()
+	k.raftNumbers()
+	k.regionNumbers()
 	switch c.Mode {
 	case ModeHAStandby:
 		k.hotStandby()
@@ -121,6 +124,12 @@ func (k *checker) hotStandby() {
 	err := addrProblem(h.PeerAddr, false)
 	k.check(err == nil, "HA_PEER_ADDR", "%v", err)
 	k.check(h.PeerAddr == "" || h.PeerAddr != k.c.Advertise(), "HA_PEER_ADDR", "is this node's own address")
+}
+
+// The numbers of a mode are checked in every mode: a mistake in them is one
+// whether or not they are in use yet.
+func (k *checker) hotStandbyNumbers() {
+	h := k.c.HA
 	k.check(h.Heartbeat > 0, "HA_HEARTBEAT_MS", "must be positive")
 	k.check(h.FailoverTimeout >= 3*h.Heartbeat && h.FailoverTimeout > 0, "HA_FAILOVER_TIMEOUT",
 		"must be at least 3 heartbeats of %s", h.Heartbeat)
@@ -135,7 +144,7 @@ func (k *checker) hotStandby() {
 		"async does not go with HA_PARTITION_POLICY=consistency")
 }
 
-func (k *checker) raft() {
+func (k *checker) raftNumbers() {
 	r := k.c.Raft
 	k.check(validID(r.ClusterID, false), "RAFT_CLUSTER_ID", "must be printable text without ':', ',' or white space, at most 128 bytes")
 	k.check(r.HeartbeatTimeout >= time.Millisecond, "RAFT_HEARTBEAT_TIMEOUT", "must be at least 1ms")
@@ -150,8 +159,11 @@ func (k *checker) raft() {
 	k.check(r.MaxAppendEntries > 0 && r.MaxAppendEntries <= 1024, "RAFT_MAX_APPEND_ENTRIES", "must be from 1 to 1024")
 	k.check(r.CommitTimeout >= time.Millisecond, "RAFT_COMMIT_TIMEOUT", "must be at least 1ms")
 	k.check(r.MaxInflightLogs > 0, "RAFT_MAX_INFLIGHT_LOGS", "must be positive")
+}
+
+func (k *checker) raft() {
 	ids, addrs := make(map[string]bool), make(map[string]bool)
-	for _, p := range r.Peers {
+	for _, p := range k.c.Raft.Peers {
 		err := addrProblem(p.Addr, false)
 		k.check(err == nil, "RAFT_PEERS", "%s: %v", p.Addr, err)
 		k.check(validID(p.ID, true), "RAFT_PEERS", "%q is not a node ID", p.ID)
@@ -187,6 +199,10 @@ func (k *checker) region() {
 	}
 	k.check(len(known) <= 5, "REMOTE_REGIONS", "names %d regions with this one, at most 5", len(known))
 	k.check(r.WriteRegion == "" || known[r.WriteRegion], "WRITE_REGION", "is neither this region nor a remote one")
+}
+
+func (k *checker) regionNumbers() {
+	r := k.c.Region
 	k.check(r.BatchSize > 0, "CROSS_REGION_BATCH_SIZE", "must be positive")
 	k.check(r.BatchTimeout > 0, "CROSS_REGION_BATCH_TIMEOUT", "must be positive")
 	k.check(r.MaxClockOffset >= 0, "MAX_CLOCK_OFFSET", "must not be negative")

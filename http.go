@@ -128,7 +128,11 @@ func post[T any](h *httpHandler, do func(context.Context, *T) error) http.Handle
 		request := new(T)
 		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxHTTPBody))
 		dec.DisallowUnknownFields()
-		if err := dec.Decode(request); err != nil && err != io.EOF {
+		err := dec.Decode(request)
+		if err == nil && dec.More() {
+			err = errors.New("more than one value")
+		}
+		if err != nil && err != io.EOF { // no body is an empty one
 			writeHTTPError(w, http.StatusBadRequest, fmt.Errorf("%w: body: %v", ErrInvalidCommand, err))
 			return
 		}

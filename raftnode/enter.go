@@ -90,7 +90,9 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		case entryJoin:
 			err := n.join(ctx, views)
 			if err == nil {
-				n.joined.Store(true)
+				err = n.setJoined(true)
+			}
+			if err == nil {
 				return nil
 			}
 			reason = "joining: " + err.Error()

@@ -187,7 +187,9 @@ func (n *Node) housekeeping() {
 // node in, that it is to become a voter.
 func (n *Node) askForVote(ctx context.Context, leader string) {
 	if s, known := n.server(n.id()); known && s.Suffrage == raft.Voter {
-		n.joined.Store(false)
+		if err := n.setJoined(false); err != nil {
+			n.rt.Logger.Warn("the log store did not take a note", "error", err)
+		}
 		return
 	}
 	if last := n.raft.LastIndex(); last > 0 {
@@ -196,6 +198,22 @@ func (n *Node) askForVote(ctx context.Context, leader string) {
 			n.rt.Logger.Debug("asking for a vote", "error", err)
 		}
 	}
+}
+
+// joinedKey is where the log store keeps whether this node waits for its vote:
+// a non-voter that restarts goes on reminding the leader.
+var joinedKey = []byte("replication/joined")
+
+func (n *Node) setJoined(joined bool) error {
+	n.joined.Store(joined)
+	return n.logs.SetUint64(joinedKey, uint64(boolToInt(joined)))
+}
+
+// recallJoined reads the note of setJoined. A store without it says "not found"
+// in words of its own, or zero.
+func (n *Node) recallJoined() {
+	joined, err := n.logs.GetUint64(joinedKey)
+	n.joined.Store(err == nil && joined == 1)
 }
 
 // lagTracker compares this node's position with the leader's, as polled: the

@@ -60,6 +60,7 @@ func (n *Node) start(ctx context.Context) error {
 		n.rt.Logger.Warn("the storage has no transactions: no atomic batches, a crash can repeat one write, request outcomes are forgotten at restart")
 	}
 	if existing {
+		n.recallJoined()
 		if err := n.checkExisting(cfg); err != nil {
 			return err
 		}

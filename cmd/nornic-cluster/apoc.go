@@ -22,6 +22,8 @@ type apocRecord struct {
 	Properties json.RawMessage `json:"properties,omitempty"`
 	Start      *apocEnd        `json:"start,omitempty"`
 	End        *apocEnd        `json:"end,omitempty"`
+	// Parallel: ends and type do not identify the relationship, its ID does too.
+	Parallel bool `json:"parallel,omitempty"`
 }
 
 type apocEnd struct {
@@ -30,8 +32,8 @@ type apocEnd struct {
 }
 
 // command makes PutNode or PutEdge of a record: repeating it changes nothing.
-// A relationship is known by its ends and type; the file's own running number
-// for it is not kept.
+// A relationship is known by its ends and type; the file's own ID for it, a
+// running number usually, is kept only where it is marked as parallel.
 func (r *apocRecord) command() (*replication.Command, error) {
 	props, err := properties(r.Properties)
 	if err != nil {
@@ -42,8 +44,11 @@ func (r *apocRecord) command() (*replication.Command, error) {
 		return replication.NewNodeCommand(replication.CmdPutNode,
 			&replication.Node{ID: replication.NodeID(r.ID), Labels: r.Labels, Properties: props})
 	case r.Type == "relationship" && r.Start != nil && r.End != nil:
-		return replication.NewEdgeCommand(replication.CmdPutEdge, &replication.Edge{StartNode: replication.NodeID(r.Start.ID),
-			EndNode: replication.NodeID(r.End.ID), Type: r.Label, Properties: props})
+		edge := &replication.Edge{StartNode: replication.NodeID(r.Start.ID), EndNode: replication.NodeID(r.End.ID), Type: r.Label, Properties: props}
+		if r.Parallel {
+			edge.ID = replication.EdgeID(r.ID)
+		}
+		return replication.NewEdgeCommand(replication.CmdPutEdge, edge)
 	default:
 		return nil, fmt.Errorf("%w: a record is a node, or a relationship with start and end", replication.ErrInvalidCommand)
 	}
@@ -115,7 +120,7 @@ func (a *apocWriter) edge(e *replication.Edge) error {
 		id = "r" + strconv.Itoa(a.edges)
 	}
 	a.edges++
-	return a.write(&apocRecord{Type: "relationship", ID: id, Label: e.Type,
+	return a.write(&apocRecord{Type: "relationship", ID: id, Label: e.Type, Parallel: e.ID != "",
 		Start: &apocEnd{ID: string(e.StartNode)}, End: &apocEnd{ID: string(e.EndNode)}}, e.Properties)
 }
 

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"sync"
@@ -148,7 +149,9 @@ type batchSource struct {
 	most         int
 	number       int
 	nodes, edges int
-	pending      *apocRecord // read already: the first of the next phase
+	pending      *apocRecord         // read already: the first of the next phase
+	seen         map[uint64]struct{} // hashes of the ends and types of relationships
+	parallel     int                 // relationships that are told apart by their IDs
 	done         bool
 }
 
@@ -188,6 +191,7 @@ func (s *batchSource) next() (b importBatch, phaseEnds bool, err error) {
 }
 
 func (s *batchSource) add(b *importBatch, rec *apocRecord) error {
+	s.tellApart(rec)
 	if _, err := rec.command(); err != nil {
 		return fmt.Errorf("line %d: %w", s.lines.line, err)
 	}
@@ -203,6 +207,27 @@ func (s *batchSource) add(b *importBatch, rec *apocRecord) error {
 		s.edges++
 	}
 	return nil
+}
+
+// tellApart marks a relationship as parallel whose ends and type were there
+// before in the file: it keeps the file's ID, or it would replace the other. One
+// hash in 2^64 that collides costs no more than an ID that was not needed.
+func (s *batchSource) tellApart(rec *apocRecord) {
+	if rec.Type == "node" || rec.Start == nil || rec.End == nil {
+		return
+	}
+	h := fnv.New64a()
+	for _, part := range []string{rec.Start.ID, rec.Label, rec.End.ID} {
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part) // a hash takes everything
+	}
+	if _, before := s.seen[h.Sum64()]; before && rec.ID != "" {
+		rec.Parallel = true
+		s.parallel++
+	}
+	if s.seen == nil {
+		s.seen = make(map[uint64]struct{})
+	}
+	s.seen[h.Sum64()] = struct{}{}
 }
 
 // sendAll runs the writers over what produce gives them and waits for all.

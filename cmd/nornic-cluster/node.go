@@ -30,7 +30,7 @@ type node struct {
 }
 
 // openNode opens store, replicator and HTTP address; start makes it take part.
-func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger) (*node, error) {
+func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opts ...raftnode.Option) (*node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger) (*n
 	if err != nil {
 		return nil, err
 	}
-	repl, err := replication.New(cfg, store, replication.Modes{replication.ModeRaft: raftnode.New}, replication.WithLogger(logger))
+	repl, err := replication.New(cfg, store, replication.Modes{replication.ModeRaft: raftnode.Mode(opts...)}, replication.WithLogger(logger))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}

@@ -12,11 +12,13 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/raftnode"
 	"github.com/spf13/cobra"
 )
 
 func serveCommand() *cobra.Command {
 	var httpAddr, dataDir string
+	var force bool
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run one node, configured by NORNICDB_CLUSTER_*", Args: exactArgs(0),
 		Example: "  NORNICDB_CLUSTER_MODE=standalone nornic-cluster serve --http 127.0.0.1:7474 --data ./data/n1",
@@ -29,7 +31,11 @@ func serveCommand() *cobra.Command {
 				cfg.DataDir = dataDir
 			}
 			logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
-			n, err := openNode(cfg, httpAddr, logger)
+			var opts []raftnode.Option
+			if force {
+				opts = append(opts, raftnode.WithForce())
+			}
+			n, err := openNode(cfg, httpAddr, logger, opts...)
 			if err != nil {
 				return err
 			}
@@ -44,6 +50,7 @@ func serveCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&httpAddr, "http", "127.0.0.1:7474", "HTTP address")
+	cmd.Flags().BoolVar(&force, "force", false, "found a cluster although a listed peer cannot be asked whether it has one")
 	cmd.Flags().StringVar(&dataDir, "data", "", "data directory (instead of NORNICDB_CLUSTER_DATA_DIR)")
 	return cmd
 }
