@@ -2,6 +2,7 @@ package raftnode_test
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"log/slog"
@@ -150,11 +151,14 @@ func (c *cluster) others(m *member) (list []*member) {
 	return list
 }
 
+// putNode makes a write with a request ID: an election in the middle, which a
+// busy machine can cause, is passed over by the retry.
 func putNode(t *testing.T, id string, value any) *replication.Command {
 	t.Helper()
 	cmd, err := replication.NewNodeCommand(replication.CmdPutNode,
 		&replication.Node{ID: replication.NodeID(id), Labels: []string{"T"}, Properties: map[string]any{"v": value}})
 	require.NoError(t, err)
+	cmd.RequestID = rand.Text()
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package raftnode_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -75,4 +76,15 @@ func TestStorageWithoutAbilities(t *testing.T) {
 	require.ErrorIs(t, err, replication.ErrUnsupported)
 	require.Contains(t, leader.repl.Health().Reasons[0], "no snapshots")
 	require.Equal(t, uint64(1), c.sameContent().Nodes)
+
+	// Its position is in the storage, its history beside the log: a member that
+	// restarts goes on where it was, and the log brings what it missed.
+	away := c.others(leader)[0]
+	c.stop(away)
+	for i := range 10 {
+		require.NoError(t, leader.repl.Apply(putNode(t, fmt.Sprint("while-away-", i), i), patience))
+	}
+	require.NoError(t, c.startMember(away, func(s *boltgraph.Store) replication.Storage { return plain{s} }, raftnode.New))
+	require.NoError(t, away.repl.Apply(putNode(t, "back", 1), patience))
+	require.Equal(t, uint64(12), c.sameContent().Nodes)
 }
