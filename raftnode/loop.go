@@ -107,8 +107,8 @@ func (n *Node) leadershipChanged(leads bool) {
 // so that it knows what is, and everything before it is applied. Housekeeping
 // calls it again while that has not succeeded.
 func (n *Node) takeOffice() {
-	n.office.Lock()
-	defer n.office.Unlock()
+	n.office <- struct{}{}
+	defer func() { <-n.office }()
 	term := n.raft.CurrentTerm()
 	if n.raft.State() != raft.Leader || n.readyTerm.Load() == term {
 		return

@@ -50,7 +50,7 @@ type Node struct {
 	// readyTerm is the term in which this node leads and has committed an
 	// entry of its own; 0 while it has not.
 	readyTerm atomic.Uint64
-	office    sync.Mutex // held by takeOffice
+	office    chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
 	progress  lagTracker
 	// joined: this node asked to be taken in, and is not a voter yet.
 	joined atomic.Bool
@@ -86,7 +86,7 @@ var (
 )
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) (*Node, error) {
-	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}),
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1),
 		peers: make(map[string]replication.PeerConnection), wanted: make(map[raft.ServerID]bool), done: make(chan struct{}), started: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n, nil
