@@ -72,11 +72,28 @@ type StorageApplier struct {
 
 	progress *progress
 
-	// mu serializes writers of the storage and guards the fields below.
+	// mu serializes writers of the storage and guards the fields below. It is
+	// held while the storage works, or hangs.
 	mu       sync.Mutex
 	outcomes *outcomeTable
+
+	// view is taken to write the fields below, beside mu; either is enough to
+	// read them, so that nobody waits for the storage to learn how it stands.
+	view     sync.Mutex
 	identity Identity
 	failed   error
+}
+
+func (a *StorageApplier) setIdentity(id Identity) {
+	a.view.Lock()
+	defer a.view.Unlock()
+	a.identity = id
+}
+
+func (a *StorageApplier) setFailed(err error) {
+	a.view.Lock()
+	defer a.view.Unlock()
+	a.failed = err
 }
 
 // NewStorageApplier reads position, identity and request outcomes from the
@@ -116,9 +133,10 @@ func (a *StorageApplier) Reload() error {
 		if err != nil {
 			return fmt.Errorf("reading the metadata: %w", err)
 		}
-		a.identity, a.outcomes = id, outcomes
+		a.setIdentity(id)
+		a.outcomes = outcomes
 	}
-	a.failed = nil
+	a.setFailed(nil)
 	a.progress.reset(pos)
 	return nil
 }
@@ -132,15 +150,15 @@ func (a *StorageApplier) Position() uint64 { return a.progress.position() }
 
 // Identity of the storage's history; zero where it belongs to none.
 func (a *StorageApplier) Identity() Identity {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.view.Lock()
+	defer a.view.Unlock()
 	return a.identity
 }
 
 // Failure is the error that stopped the applier; nil while it works.
 func (a *StorageApplier) Failure() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.view.Lock()
+	defer a.view.Unlock()
 	return a.failed
 }
 
@@ -171,7 +189,7 @@ func (a *StorageApplier) Found(id Identity) error {
 	} else if err := a.storage.SetWALPosition(id.Base); err != nil {
 		return fmt.Errorf("founding: %w", err)
 	}
-	a.identity = id
+	a.setIdentity(id)
 	a.progress.advance(id.Base)
 	return nil
 }
@@ -181,7 +199,7 @@ func (a *StorageApplier) Found(id Identity) error {
 func (a *StorageApplier) Adopt(id Identity) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.identity = id
+	a.setIdentity(id)
 }
 
 // Leave takes the storage out of its history, so that what is now written to
@@ -197,7 +215,7 @@ func (a *StorageApplier) Leave() error {
 			return fmt.Errorf("leaving the history: %w", err)
 		}
 	}
-	a.identity = Identity{}
+	a.setIdentity(Identity{})
 	return nil
 }
 
@@ -266,7 +284,7 @@ func (a *StorageApplier) Fail(err error) error {
 
 // fail records a storage failure. a.mu is held.
 func (a *StorageApplier) fail(err error) error {
-	a.failed = fmt.Errorf("%w: %w", ErrStorageFailed, err)
+	a.setFailed(fmt.Errorf("%w: %w", ErrStorageFailed, err))
 	a.progress.stop(a.failed)
 	return a.failed
 }
@@ -309,7 +327,7 @@ func (a *StorageApplier) plainGroup(g *Group) error {
 	if g.Commands[0].Type == CmdSettings {
 		id, err := decodeSettings(g.Commands[0].Data)
 		if err == nil && a.identity == (Identity{}) {
-			a.identity = id
+			a.setIdentity(id)
 		}
 		return err
 	}

@@ -35,7 +35,7 @@ func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Resul
 		err := a.tx.Update(run.do)
 		if err == nil {
 			run.outcomes.commit()
-			a.identity = run.identity
+			a.setIdentity(run.identity)
 			a.progress.advance(entries[len(entries)-1].Position)
 			return append(results, run.results...), nil
 		}
