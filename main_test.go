@@ -37,7 +37,7 @@ func TestLayering(t *testing.T) {
 		"/fsm":                {""},
 		"/fsm/boltgraph":      {""},
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir"},
-		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport"},
+		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, "./...").Output()
