@@ -178,7 +178,7 @@ func (t *memTx) SetProperty(id replication.NodeID, key string, value interface{}
 	if err != nil {
 		return err
 	}
-	change, err := normalizeProperties(map[string]any{key: value})
+	list, err := replication.NormalizeValue([]any{value}) // as deep as in the map of properties
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (t *memTx) SetProperty(id replication.NodeID, key string, value interface{}
 			props[k] = v
 		}
 	}
-	if v, ok := change[key]; ok {
+	if v := list.([]any)[0]; v != nil {
 		props[key] = v
 	}
 	t.nodes = t.nodes.set(id, &memNode{Node: replication.Node{ID: id, Labels: old.Labels, Properties: props}})
