@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"strconv"
 	"sync"
 	"time"
 
@@ -44,6 +46,16 @@ func WithNoSync() Option { return func(o *bbolt.Options) { o.NoSync = true } }
 // lockWait is how long Open waits for another process to let go of the file.
 const lockWait = time.Second
 
+// mapBytes is the address space that a file is mapped into from the start, where
+// that costs nothing: bbolt lets writes wait for all readers when it has to map
+// anew, and so for a snapshot that is being sent to a slow peer.
+func mapBytes() int {
+	if strconv.IntSize < 64 || runtime.GOOS == "windows" { // no space to spare; the file would be made that large
+		return 0
+	}
+	return 1 << (strconv.IntSize - 28) // 64 GiB
+}
+
 // Open opens the store at path, and creates it where there is none. ErrLocked
 // where another process has it open; other errors say what is wrong with the
 // file.
@@ -51,6 +63,7 @@ func Open(path string, opts ...Option) (*Store, error) {
 	options := *bbolt.DefaultOptions
 	options.Timeout = lockWait
 	options.FreelistType = bbolt.FreelistMapType
+	options.InitialMmapSize = mapBytes()
 	for _, opt := range opts {
 		opt(&options)
 	}

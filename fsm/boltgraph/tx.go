@@ -92,7 +92,7 @@ func (t *tx) SetMeta(key, value []byte) error {
 	if value == nil {
 		return t.rows.Delete(key)
 	}
-	return t.rows.Put(bytes.Clone(key), value)
+	return t.rows.Put(bytes.Clone(key), append([]byte{}, value...)) // bbolt keeps both until the commit
 }
 
 func (t *tx) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
@@ -112,7 +112,19 @@ func (t *tx) node(id replication.NodeID) (*replication.Node, error) {
 	return n, nil
 }
 
+// withoutNulls leaves out the properties that are null: they are not there.
+func withoutNulls(props map[string]any) map[string]any {
+	kept := make(map[string]any, len(props))
+	for k, v := range props {
+		if v != nil {
+			kept[k] = v
+		}
+	}
+	return kept
+}
+
 func (t *tx) putNode(n *replication.Node, old *replication.Node) error {
+	n = &replication.Node{ID: n.ID, Labels: n.Labels, Properties: withoutNulls(n.Properties)}
 	data, err := n.MarshalJSON()
 	if err != nil {
 		return err // a value without JSON form: the verdict ErrInvalidCommand
@@ -254,7 +266,8 @@ func edgeWith(e *replication.Edge, stored []byte) (*replication.Edge, error) {
 }
 
 func (t *tx) putEdge(e *replication.Edge, old *replication.Edge) error {
-	props, err := replication.AppendValue(nil, nonNil(e.Properties))
+	e = &replication.Edge{ID: e.ID, StartNode: e.StartNode, EndNode: e.EndNode, Type: e.Type, Properties: withoutNulls(e.Properties)}
+	props, err := replication.AppendValue(nil, e.Properties)
 	if err != nil {
 		return err
 	}
@@ -280,13 +293,6 @@ func (t *tx) putEdge(e *replication.Edge, old *replication.Edge) error {
 		return err
 	}
 	return t.ids.Put([]byte(e.ID), key)
-}
-
-func nonNil(m map[string]any) map[string]any {
-	if m == nil {
-		return map[string]any{}
-	}
-	return m
 }
 
 func (t *tx) CreateEdge(e *replication.Edge) error {
