@@ -108,6 +108,13 @@ func (n *Network) Heal() {
 	}
 }
 
+// Reconnect ends every cut between a host and the others.
+func (n *Network) Reconnect(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.between([]string{id}, n.others(id), n.heal)
+}
+
 // Drop resets every connection between two hosts, on both sides, whatever links
 // are cut; before a Heal it plays a network that has forgotten them.
 func (n *Network) Drop(a, b string) {
