@@ -128,8 +128,8 @@ func (h *half) room() int { return min(windowBytes-h.size-chunkCostBytes, maxChu
 func (h *half) send(now time.Time, data []byte) {
 	f := &h.link.faults
 	d := rollDice(h.rng)
-	if tap := h.conn.n.tap; tap != nil {
-		tap(h.link.from, h.link.to, h.conn.number, data)
+	for _, tap := range h.conn.n.taps {
+		tap(h, data)
 	}
 	if d.drop < f.Drop {
 		h.note("drop", "")

@@ -44,7 +44,7 @@ type Network struct {
 	dialed    map[pair]int // connections so far, by dialer and listener
 	conns     map[*connection]struct{}
 	log       func(NetworkEvent)
-	tap       func(from, to string, conn int, data []byte)
+	taps      []func(h *half, data []byte) // see what is written, under mu
 }
 
 type pair struct{ from, to string }
