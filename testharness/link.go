@@ -201,19 +201,20 @@ func (h *half) end(now time.Time, err error) {
 	h.put(now, &chunk{end: err}, delay, false)
 }
 
-// ended says whether, or else when, the end of the stream arrives.
-func (h *half) ended(now time.Time) (end error, at time.Time) {
+// ended says with what the stream has ended, nil while it has not, and when the
+// end that is under way arrives.
+func (h *half) ended(now time.Time) (arrives time.Time, end error) {
 	if len(h.queue) == 0 {
-		return nil, at
+		return arrives, nil
 	}
 	c := h.queue[len(h.queue)-1]
 	switch {
 	case c.end == nil || c.held:
-		return nil, at
+		return arrives, nil
 	case c.arrived(now):
-		return c.end, at
+		return arrives, c.end
 	}
-	return nil, c.at
+	return c.at, nil
 }
 
 // take reads bytes that have arrived; 0 and no error: there are none. next is

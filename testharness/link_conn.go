@@ -102,7 +102,7 @@ func (e *Conn) Write(p []byte) (written int, err error) {
 		if err := e.usable(now, e.writeDeadline); err != nil {
 			return written, e.fail("write", err)
 		}
-		gone, at := e.in.ended(now)
+		arrives, gone := e.in.ended(now)
 		room := e.out.room()
 		switch {
 		case gone != nil:
@@ -114,7 +114,7 @@ func (e *Conn) Write(p []byte) (written int, err error) {
 			e.out.send(now, p[written:written+k])
 			written += k
 		default:
-			e.sleep(at, e.writeDeadline)
+			e.sleep(arrives, e.writeDeadline)
 		}
 	}
 }
