@@ -197,7 +197,7 @@ func TestRaftClusterLosesNothingThroughCrashes(t *testing.T) {
 			m.disk.SetFaults(th.DiskFaults{SyncLatency: time.Millisecond, SyncJitter: 5 * time.Millisecond})
 		}
 		var done []string
-		for round := range 6 {
+		for round := range 4 {
 			victim := c.leader()
 			if round%2 == 1 {
 				victim = c.members[round%3]
@@ -210,7 +210,7 @@ func TestRaftClusterLosesNothingThroughCrashes(t *testing.T) {
 			})
 			for i := 0; ; i++ {
 				id := fmt.Sprintf("r%d-%d", round, i)
-				if err := c.leader().repl.Apply(putNode(t, id), time.Minute); err == nil {
+				if err := c.leader().repl.Apply(putNode(t, id), 5*time.Second); err == nil {
 					done = append(done, id)
 				}
 				if closed(crashed) {
@@ -243,7 +243,7 @@ func TestLyingDisksLoseWrites(t *testing.T) {
 			inBubble(t, func(t *testing.T, n *th.Network) {
 				c := newRaftCluster(t, n, 1)
 				require.NoError(t, c.leader().repl.Apply(putNode(t, "a"), time.Minute))
-				virtual(time.Minute) // everybody has it
+				virtual(time.Second) // everybody has it
 				for _, m := range c.members {
 					if lying {
 						require.NoError(t, m.disk.Lie(0))
