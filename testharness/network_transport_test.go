@@ -166,6 +166,7 @@ func testRecords(t *testing.T, n *th.Network, secret string, f th.Faults, breaks
 		})
 	}
 	wg.Wait()
+	synctest.Wait() // for requests whose calls have failed
 	require.Zero(t, office.wrong.Load(), "a wrong payload was delivered")
 	total := 0
 	for _, times := range office.seen {
