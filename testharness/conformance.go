@@ -43,13 +43,13 @@ type Opened struct {
 func TestStorage(t *testing.T, open func(t *testing.T) Opened) {
 	for _, check := range storageChecks {
 		t.Run(check.name, func(t *testing.T) {
-			runStorageCheck(t, check, func() Opened { return open(t) })
+			runStorageCheck(t, check, func() Opened { return open(t) }, defaultPatience)
 		})
 	}
 }
 
-// patience is how long a call may take before it counts as stuck.
-const patience = 20 * time.Second
+// defaultPatience is how long a call may take before it counts as stuck.
+const defaultPatience = 20 * time.Second
 
 // reporter is the part of *testing.T that a check needs, so that the suite can
 // be tested: it must fail on a broken store.
@@ -138,9 +138,9 @@ var storageChecks = []storageCheck{
 	{"Effects", []ability{abilityEffects}, checkEffects},
 }
 
-func runStorageCheck(r reporter, check storageCheck, open func() Opened) {
+func runStorageCheck(r reporter, check storageCheck, open func() Opened, patience time.Duration) {
 	r.Helper()
-	c := &suite{reporter: r, open: open, Opened: open()}
+	c := &suite{reporter: r, open: open, Opened: open(), patience: patience}
 	for _, a := range check.needs {
 		if !c.offers(a) {
 			r.Skipf("the storage has no %s", a)
@@ -153,21 +153,22 @@ func runStorageCheck(r reporter, check storageCheck, open func() Opened) {
 type suite struct {
 	reporter
 	Opened
-	open func() Opened
+	open     func() Opened
+	patience time.Duration // after which a call counts as stuck
 }
 
 // within runs fn and fails when it has not returned in time.
-func (c *suite) within(limit time.Duration, what string, fn func() error) {
+func (c *suite) within(what string, fn func() error) {
 	c.Helper()
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
-	timer := time.NewTimer(limit)
+	timer := time.NewTimer(c.patience)
 	defer timer.Stop()
 	select {
 	case err := <-done:
 		require.NoError(c, err, what)
 	case <-timer.C:
-		c.Errorf("%s has not returned within %s", what, limit)
+		c.Errorf("%s has not returned within %s", what, c.patience)
 		c.FailNow()
 	}
 }

@@ -39,13 +39,19 @@ func checkDeterminism(c *suite) {
 			}
 			require.Equal(c, want, got, "outcomes of batch %d: the model's and the storage's", batch)
 		}
+		c.sameContent(model, other.Storage, batch)
 	}
-	require.Equal(c, c.observe(c.Storage), c.observe(other.Storage), "two stores after the same commands")
+}
+
+// sameContent compares two stores with each other and with the model.
+func (c *suite) sameContent(model, other replication.Storage, batch int) {
+	c.Helper()
+	require.Equal(c, c.observe(c.Storage), c.observe(other), "two stores after the same commands, batch %d", batch)
 	if r, ok := c.Storage.(GraphReader); ok {
 		var want, got strings.Builder
 		c.list(&want, model.(GraphReader), c.offers(abilityEdgeIDs))
 		c.list(&got, r, c.offers(abilityEdgeIDs))
-		require.Equal(c, want.String(), got.String(), "the content of the model and of the storage")
+		require.Equal(c, want.String(), got.String(), "the content of the model and of the storage after batch %d", batch)
 	}
 }
 

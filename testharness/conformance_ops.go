@@ -316,7 +316,7 @@ func checkPosition(c *suite) {
 	go func() { watched <- watchPosition(c.Storage, stop) }()
 	finish := sync.OnceFunc(func() { close(stop) })
 	defer finish()
-	c.within(patience, "writing while the position is read", func() error {
+	c.within("writing while the position is read", func() error {
 		for pos := uint64(6); pos < 60; pos++ {
 			if err := c.Storage.SetWALPosition(pos); err != nil {
 				return err

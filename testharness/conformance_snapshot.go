@@ -15,7 +15,7 @@ import (
 // that a snapshot holds, and returns what is seen of it.
 func (c *suite) stageState(s replication.Storage, stage int) string {
 	c.Helper()
-	c.within(patience, "writing, maybe while a snapshot is pinned", func() error { return writeStage(s, stage) })
+	c.within("writing, maybe while a snapshot is pinned", func() error { return writeStage(s, stage) })
 	return c.observe(s)
 }
 
@@ -81,7 +81,7 @@ func checkSnapshot(c *suite) {
 	defer zero.Release()
 	c.stageState(c.Storage, 1)
 	big := strings.Repeat("x", 300<<10) // so that it is written in several pieces
-	c.within(patience, "a large write", func() error { return c.Storage.SetProperty(universeNode(1), "big", big) })
+	c.within("a large write", func() error { return c.Storage.SetProperty(universeNode(1), "big", big) })
 	first := c.observe(c.Storage)
 	one := c.snapshot(c.Storage)
 	defer one.Release()
@@ -94,7 +94,7 @@ func checkSnapshot(c *suite) {
 	data := c.written(one, func(w io.Writer) io.Writer {
 		return hookWriter{w, func() {
 			stage++
-			c.within(patience, "a write while a snapshot is written", func() error { return c.Storage.SetProperty(universeNode(2), "stage", stage) })
+			c.within("a write while a snapshot is written", func() error { return c.Storage.SetProperty(universeNode(2), "stage", stage) })
 		}}
 	})
 	require.Greater(c, stage, 2, "the snapshot came in one piece")
@@ -127,10 +127,11 @@ func checkSnapshotHoldsNothingUp(c *suite) {
 	want := c.stageState(c.Storage, 1)
 	snap := c.snapshot(c.Storage)
 	defer snap.Release()
-	c.within(patience, "4 MiB of writes while a snapshot is pinned", func() error {
+	c.within("4 MiB of writes while a snapshot is pinned", func() error {
 		value := strings.Repeat("x", 64<<10)
 		for i := range 64 {
-			if err := c.Storage.SetProperty(universeNode(1), fmt.Sprint("grow", i), value); err != nil {
+			n := &replication.Node{ID: replication.NodeID(fmt.Sprint("grow/", i)), Properties: map[string]any{"v": value}}
+			if err := c.Storage.CreateNode(n); err != nil {
 				return err
 			}
 		}

@@ -112,7 +112,7 @@ func (c *suite) endUpdate(fn func(replication.Tx) error) error {
 		}()
 		err = c.tx().Update(fn)
 	}()
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(c.patience)
 	defer timer.Stop()
 	select {
 	case err := <-done:
@@ -121,7 +121,7 @@ func (c *suite) endUpdate(fn func(replication.Tx) error) error {
 		}
 		return err
 	case <-timer.C:
-		c.Errorf("Update has not returned within %s", patience)
+		c.Errorf("Update has not returned within %s", c.patience)
 		c.FailNow()
 		return nil
 	}
@@ -285,7 +285,7 @@ func checkViews(c *suite) {
 	require.NoError(c, write("old"))
 	written := make(chan error, 1)
 	require.NoError(c, c.tx().View(func(m replication.Meta) error {
-		c.within(patience, "a second view", func() error {
+		c.within("a second view", func() error {
 			return c.tx().View(func(other replication.Meta) error { _, err := other.GetMeta([]byte("first")); return err })
 		})
 		first, err := m.GetMeta([]byte("first"))
@@ -301,7 +301,7 @@ func checkViews(c *suite) {
 		require.Equal(c, string(first), string(second), "one view shows two states")
 		return nil
 	}))
-	c.within(patience, "a write after the view", func() error { return <-written })
+	c.within("a write after the view", func() error { return <-written })
 	// A view in a transaction's midst does not see it.
 	require.NoError(c, c.endUpdate(func(tx replication.Tx) error {
 		return tx.SetMeta([]byte("first"), []byte("newest"))
