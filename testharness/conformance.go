@@ -1,6 +1,7 @@
 package testharness
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -243,6 +244,9 @@ func (c *suite) list(b *strings.Builder, r GraphReader, edgeIDs bool) {
 		require.NoError(c, err, "reading back")
 		data, err := v.MarshalJSON()
 		require.NoError(c, err, "reading back")
+		if len(data) > 1000 {
+			data = fmt.Appendf(data[:200:200], "... %x", sha256.Sum256(data))
+		}
 		fmt.Fprintf(b, "%s\n", data)
 	}
 	ids := 1
