@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,16 +149,17 @@ func TestLeadershipCountsOnlyWithinOneTerm(t *testing.T) {
 func TestWatchingSeesWhatHappensMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var o Observations
-		position := uint64(5)
+		var position atomic.Uint64
+		position.Store(5)
 		r := &fakeReplicator{id: "n1", health: func() *replication.HealthStatus {
-			return &replication.HealthStatus{NodeID: "n1", AppliedIndex: position}
+			return &replication.HealthStatus{NodeID: "n1", AppliedIndex: position.Load()}
 		}}
 		stop := o.Watch(r, time.Second)
 		synctest.Wait()
-		position = 4 // only for a moment
+		position.Store(4) // only for a moment
 		time.Sleep(time.Second)
 		synctest.Wait()
-		position = 6
+		position.Store(6)
 		stop()
 		stop()
 		require.ErrorIs(t, o.Err(), ErrWentBack)
