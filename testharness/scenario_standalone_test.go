@@ -166,40 +166,19 @@ func TestScenario_Standalone_Replication(t *testing.T) {
 	defer cancel()
 	require.NoError(t, r.WaitForLeader(time.Second))
 	require.Equal(t, r.NodeID(), r.LeaderID())
-	batch := r.(replication.BatchApplier)
-	edge, err := replication.NewEdgeCommand(replication.CmdCreateEdge, &replication.Edge{StartNode: "a", EndNode: "nowhere", Type: "R"})
-	require.NoError(t, err)
-	_, err = batch.ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", "all or none"), edge})
-	require.ErrorIs(t, err, replication.ErrMissingEnd)
-	require.Zero(t, s.Stats().Nodes, "all or none")
-
-	waited := make(chan error, 1)
-	go func() { waited <- r.(replication.ConsistentReader).WaitApplied(context.Background(), 2) }()
-	pos, err := batch.ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", "both"), requestCommand("b", "")})
-	require.NoError(t, err)
-	require.Equal(t, uint64(2), pos, "the verdict took a position too")
-	require.NoError(t, <-waited)
-
-	snap, err := s.Snapshot()
-	require.NoError(t, err)
-	var data bytes.Buffer
-	_, err = snap.WriteTo(&data)
-	require.NoError(t, err)
-	snap.Release()
+	allOrNone(t, r, s)
 	heir := NewMemStore()
-	require.NoError(t, heir.Restore(&data))
+	copyStore(t, s, heir)
 	second := startStandalone(t, heir)
 	var seen Observations
 	var apps Applications
 	apps.Watch("heir", heir)
 	for i := range 20 {
 		cmd := requestCommand(replication.NodeID(fmt.Sprint(i%7)), fmt.Sprint(i))
-		for node, n := range map[string]struct {
-			r replication.Replicator
-			s *MemStore
-		}{"first": {r, s}, "heir": {second, heir}} {
-			require.NoError(t, n.r.Apply(cmd, time.Second))
-			st := n.s.Stats()
+		require.NoError(t, r.Apply(cmd, time.Second))
+		require.NoError(t, second.Apply(cmd, time.Second))
+		for node, s := range map[string]*MemStore{"first": s, "heir": heir} {
+			st := s.Stats()
 			seen.State(node, st.Position, st.Digest)
 			seen.Position(node, st.Position)
 		}
@@ -207,16 +186,43 @@ func TestScenario_Standalone_Replication(t *testing.T) {
 	require.ErrorIs(t, second.Apply(requestCommand("z", "both"), time.Second), replication.ErrRequestIDReused, "request IDs are in the snapshot")
 	require.Zero(t, apps.Count("heir", "both"))
 	require.NoError(t, errors.Join(seen.Err(), apps.Check()))
-
-	plain := startStandalone(t, plainStore{NewMemStore()})
-	_, err = plain.(replication.BatchApplier).ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", ""), requestCommand("b", "")})
-	require.ErrorIs(t, err, replication.ErrUnsupported)
 	require.NoError(t, r.Shutdown())
 	var last replication.Event
 	for e := range events {
 		last = e
 	}
 	require.Equal(t, replication.EventStopped, last.Type)
+}
+
+// allOrNone makes a batch that gets a verdict and one that does not.
+func allOrNone(t *testing.T, r replication.Replicator, s *MemStore) {
+	t.Helper()
+	batch := r.(replication.BatchApplier)
+	edge, err := replication.NewEdgeCommand(replication.CmdCreateEdge, &replication.Edge{StartNode: "a", EndNode: "nowhere", Type: "R"})
+	require.NoError(t, err)
+	_, err = batch.ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", "all or none"), edge})
+	require.ErrorIs(t, err, replication.ErrMissingEnd)
+	require.Zero(t, s.Stats().Nodes, "all or none")
+	waited := make(chan error, 1)
+	go func() { waited <- r.(replication.ConsistentReader).WaitApplied(context.Background(), 2) }()
+	pos, err := batch.ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", "both"), requestCommand("b", "")})
+	require.NoError(t, err)
+	require.Equal(t, uint64(2), pos, "the verdict took a position too")
+	require.NoError(t, <-waited)
+	plain := startStandalone(t, plainStore{NewMemStore()})
+	_, err = plain.(replication.BatchApplier).ApplyBatch(context.Background(), []*replication.Command{requestCommand("a", ""), requestCommand("b", "")})
+	require.ErrorIs(t, err, replication.ErrUnsupported)
+}
+
+func copyStore(t *testing.T, from, to *MemStore) {
+	t.Helper()
+	snap, err := from.Snapshot()
+	require.NoError(t, err)
+	defer snap.Release()
+	var data bytes.Buffer
+	_, err = snap.WriteTo(&data)
+	require.NoError(t, err)
+	require.NoError(t, to.Restore(&data))
 }
 
 // faultyStore is a MemStore whose transactions can fail and take their time.
@@ -322,58 +328,64 @@ func slow(commit func() error) error {
 // TestScenario_Standalone_Latency: a storage that takes a second for each
 // transaction, in virtual time.
 func TestScenario_Standalone_Latency(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &faultyStore{MemStore: NewMemStore()}
-		makeRegisters(t, s, 1)
-		r := startStandalone(t, s)
-		slowly := slow
-		s.fail.Store(&slowly)
-		h := NewHistory("latency")
-		start := time.Now()
-		var wg sync.WaitGroup
-		// at makes a write at a time, with a deadline, and says how and when it ended.
-		at := func(when, timeout time.Duration, check func(op Operation, ended time.Duration)) {
-			client := h.Client(Target{r, s.Property})
-			wg.Go(func() {
-				time.Sleep(when - time.Since(start))
-				ctx, cancel := context.WithTimeout(context.Background(), timeout)
-				defer cancel()
-				op := client.Create(ctx)
-				check(op, time.Since(start))
-			})
-		}
-		ms := time.Millisecond
-		at(0, 5*time.Second, func(op Operation, ended time.Duration) {
-			require.NoError(t, op.Err)
-			require.Equal(t, time.Second, ended)
+	t.Run("Deadlines", func(t *testing.T) { synctest.Test(t, deadlinesWhileSlow) })
+	t.Run("Shutdown", func(t *testing.T) { synctest.Test(t, shutdownWhileSlow) })
+}
+
+func deadlinesWhileSlow(t *testing.T) {
+	s := &faultyStore{MemStore: NewMemStore()}
+	makeRegisters(t, s, 1)
+	r := startStandalone(t, s)
+	slowly := slow
+	s.fail.Store(&slowly)
+	h := NewHistory("latency")
+	start := time.Now()
+	var wg sync.WaitGroup
+	// at makes a write at a time, with a deadline, and says how and when it ended.
+	at := func(when, timeout time.Duration, check func(op Operation, ended time.Duration)) {
+		client := h.Client(Target{r, s.Property})
+		wg.Go(func() {
+			time.Sleep(when - time.Since(start))
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
+			defer cancel()
+			op := client.Create(ctx)
+			check(op, time.Since(start))
 		})
-		at(100*ms, 200*ms, func(op Operation, ended time.Duration) { // waits, and is withdrawn
-			require.ErrorIs(t, op.Err, replication.ErrTimeout)
-			require.Equal(t, OutcomeFailed, op.Outcome)
-			require.Equal(t, 300*ms, ended)
-		})
-		at(110*ms, 5*time.Second, func(op Operation, ended time.Duration) { // applies what waits
-			require.NoError(t, op.Err)
-			require.Equal(t, 2*time.Second, ended)
-		})
-		at(120*ms, 1500*ms, func(op Operation, ended time.Duration) { // is applied with it, too late
-			require.ErrorIs(t, op.Err, replication.ErrUnknownOutcome)
-			require.Equal(t, OutcomeUnknown, op.Outcome)
-			require.Equal(t, 1620*ms, ended)
-		})
-		at(500*ms, time.Second, func(Operation, time.Duration) {})
-		readsDoNotWait(t, r, 600*ms)
-		wg.Wait()
-		require.NoError(t, r.Shutdown())
-		checkHistory(t, h, s)
-		present := 0
-		for _, op := range h.Operations() {
-			if _, err := s.Node(op.NodeID); err == nil {
-				present++
-			}
-		}
-		require.Equal(t, 4, present, "all but the one that was withdrawn")
+	}
+	ms := time.Millisecond
+	at(0, 5*time.Second, func(op Operation, ended time.Duration) {
+		require.NoError(t, op.Err)
+		require.Equal(t, time.Second, ended)
 	})
+	at(100*ms, 200*ms, func(op Operation, ended time.Duration) { // waits, and is withdrawn
+		require.ErrorIs(t, op.Err, replication.ErrTimeout)
+		require.Equal(t, OutcomeFailed, op.Outcome)
+		require.Equal(t, 300*ms, ended)
+	})
+	at(110*ms, 5*time.Second, func(op Operation, ended time.Duration) { // applies what waits
+		require.NoError(t, op.Err)
+		require.Equal(t, 2*time.Second, ended)
+	})
+	at(120*ms, 1500*ms, func(op Operation, ended time.Duration) { // is applied with it, too late
+		require.ErrorIs(t, op.Err, replication.ErrUnknownOutcome)
+		require.Equal(t, OutcomeUnknown, op.Outcome)
+		require.Equal(t, 1620*ms, ended)
+	})
+	at(500*ms, time.Second, func(op Operation, ended time.Duration) {
+		require.Equal(t, OutcomeUnknown, op.Outcome)
+		require.Equal(t, 1500*ms, ended)
+	})
+	readsDoNotWait(t, r, 600*ms)
+	wg.Wait()
+	require.NoError(t, r.Shutdown())
+	checkHistory(t, h, s)
+	present := 0
+	for _, op := range h.Operations() {
+		if _, err := s.Node(op.NodeID); err == nil {
+			present++
+		}
+	}
+	require.Equal(t, 4, present, "all but the one that was withdrawn")
 }
 
 // readsDoNotWait: while a transaction takes its time, health and reads answer
@@ -391,4 +403,25 @@ func readsDoNotWait(t *testing.T, r replication.Replicator, when time.Duration) 
 	defer cancel()
 	require.ErrorIs(t, r.(replication.ConsistentReader).WaitApplied(ctx, 1), replication.ErrTimeout)
 	require.Equal(t, 50*time.Millisecond, time.Since(before))
+}
+
+// shutdownWhileSlow: Shutdown lets nobody wait for an outcome that never comes,
+// and says of none that it is unknown.
+func shutdownWhileSlow(t *testing.T) {
+	s := &faultyStore{MemStore: NewMemStore()}
+	r := startStandalone(t, s)
+	slowly := slow
+	s.fail.Store(&slowly)
+	h := NewHistory("shutdown")
+	var wg sync.WaitGroup
+	for range 3 { // one is applied, two wait
+		client := h.Client(Target{r, s.Property})
+		wg.Go(func() { client.Create(context.Background()) })
+		synctest.Wait()
+	}
+	require.NoError(t, r.Shutdown())
+	wg.Wait()
+	require.Equal(t, OutcomeFailed, h.Client(Target{r, s.Property}).Create(context.Background()).Outcome)
+	require.Zero(t, countOutcomes(h.Operations())[OutcomeUnknown])
+	checkHistory(t, h, s)
 }
