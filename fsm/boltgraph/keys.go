@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/nornicdb/replication"
+	"go.etcd.io/bbolt"
 )
 
 // MaxIDBytes bounds a node ID, an edge type and an edge ID; bbolt's keys are
@@ -88,5 +89,12 @@ func checkEdgeIDs(e *replication.Edge) error {
 	if len(e.ID) > MaxIDBytes {
 		return fmt.Errorf("%w: edge ID of %d bytes, at most %d", replication.ErrInvalidCommand, len(e.ID), MaxIDBytes)
 	}
-	return checkIDs(string(e.StartNode), e.Type, string(e.EndNode))
+	if err := checkIDs(string(e.StartNode), e.Type, string(e.EndNode)); err != nil {
+		return err
+	}
+	// Escaping can double each of them.
+	if n := len(outKey(e)); n > bbolt.MaxKeySize {
+		return fmt.Errorf("%w: identifiers of %d bytes in all, at most %d", replication.ErrInvalidCommand, n, bbolt.MaxKeySize)
+	}
+	return nil
 }

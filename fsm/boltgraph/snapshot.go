@@ -47,18 +47,9 @@ type snapshot struct {
 
 // Snapshot implements replication.StorageSnapshotter.
 func (s *Store) Snapshot() (replication.StorageSnapshot, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.broken != nil {
-		return nil, s.broken
-	}
-	btx, err := s.db.Begin(false)
+	t, err := s.beginRead()
 	if err != nil {
 		return nil, err
-	}
-	t, err := newTx(btx)
-	if err != nil {
-		return nil, errors.Join(err, btx.Rollback())
 	}
 	return &snapshot{t: t}, nil
 }

@@ -22,8 +22,9 @@ type Store struct {
 	options *bbolt.Options
 	old     sync.WaitGroup // replaced files being closed
 
-	// mu guards the fields below: read-held while a transaction begins or
-	// runs, write-held while a restore replaces the file.
+	// mu guards the fields below: read-held while a write runs or a read
+	// begins, write-held while a restore replaces the file. A read that runs
+	// then goes on in the old one.
 	mu     sync.RWMutex
 	db     *bbolt.DB
 	broken error // a restore got stuck between the files
@@ -46,14 +47,15 @@ func WithNoSync() Option { return func(o *bbolt.Options) { o.NoSync = true } }
 // lockWait is how long Open waits for another process to let go of the file.
 const lockWait = time.Second
 
-// mapBytes is the address space that a file is mapped into from the start, where
-// that costs nothing: bbolt lets writes wait for all readers when it has to map
-// anew, and so for a snapshot that is being sent to a slow peer.
-func mapBytes() int {
-	if strconv.IntSize < 64 || runtime.GOOS == "windows" { // no space to spare; the file would be made that large
+// initialMmapBytes is the address space reserved for a file. A write that makes
+// the file outgrow it waits for every open read, so it is more than most files
+// ever need; where reserving it would cost disk or cannot be had it is left out.
+func initialMmapBytes() int {
+	if strconv.IntSize < 64 || runtime.GOOS == "windows" {
 		return 0
 	}
-	return 1 << (strconv.IntSize - 28) // 64 GiB
+	var reserve int64 = 64 << 30
+	return int(reserve)
 }
 
 // Open opens the store at path, and creates it where there is none. ErrLocked
@@ -63,16 +65,17 @@ func Open(path string, opts ...Option) (*Store, error) {
 	options := *bbolt.DefaultOptions
 	options.Timeout = lockWait
 	options.FreelistType = bbolt.FreelistMapType
-	options.InitialMmapSize = mapBytes()
+	options.InitialMmapSize = initialMmapBytes()
 	for _, opt := range opts {
 		opt(&options)
-	}
-	if err := os.Remove(path + restoreSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("boltgraph: removing an unfinished restore: %w", err)
 	}
 	db, err := openFile(path, &options)
 	if err != nil {
 		return nil, err
+	}
+	// Only now is it certain that no other process is building one.
+	if err := os.Remove(path + restoreSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("boltgraph: removing an unfinished restore: %w", err), db.Close())
 	}
 	return &Store{path: path, options: &options, db: db}, nil
 }
@@ -142,18 +145,30 @@ func (s *Store) View(fn func(replication.Meta) error) error {
 }
 
 func (s *Store) view(fn func(*tx) error) error {
+	t, err := s.beginRead()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = t.btx.Rollback() }() // a read has nothing to lose
+	return fn(t)
+}
+
+// beginRead begins a read transaction, which its caller rolls back.
+func (s *Store) beginRead() (*tx, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.broken != nil {
-		return s.broken
+		return nil, s.broken
 	}
-	return s.db.View(func(btx *bbolt.Tx) error {
-		t, err := newTx(btx)
-		if err != nil {
-			return err
-		}
-		return fn(t)
-	})
+	btx, err := s.db.Begin(false)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTx(btx)
+	if err != nil {
+		return nil, errors.Join(err, btx.Rollback())
+	}
+	return t, nil
 }
 
 // ApplyCommand implements replication.Storage, in a transaction of its own like
