@@ -77,9 +77,9 @@ type StorageApplier struct {
 	mu       sync.Mutex
 	outcomes *outcomeTable
 
-	// view is taken to write the fields below, beside mu; either is enough to
-	// read them, so that nobody waits for the storage to learn how it stands.
-	view     sync.Mutex
+	// state guards the fields below beside mu: they are written under both, so
+	// that nobody who asks for them waits for a transaction.
+	state    sync.Mutex
 	identity Identity
 	failed   error
 }
@@ -97,8 +97,8 @@ func (a *StorageApplier) setFailed(err error) {
 }
 
 // NewStorageApplier reads position, identity and request outcomes from the
-// storage. It returns ErrRestoreIncomplete, with a usable applier, where a
-// restore has to be run again first (see Reload).
+// storage. It returns ErrRestoreIncomplete, with an applier that has failed,
+// where a restore has to be run again first (see Reload).
 func NewStorageApplier(storage Storage) (*StorageApplier, error) {
 	a := &StorageApplier{storage: storage, progress: newProgress(), outcomes: newOutcomeTable()}
 	a.tx, _ = storage.(TxStorage)
@@ -117,6 +117,9 @@ func (a *StorageApplier) Reload() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	pos, err := a.storage.GetWALPosition()
+	if errors.Is(err, ErrRestoreIncomplete) { // nothing may make it seem whole
+		a.setFailed(fmt.Errorf("%w: %w", ErrStorageFailed, err))
+	}
 	if err != nil {
 		return fmt.Errorf("reading the position: %w", err)
 	}
@@ -133,8 +136,8 @@ func (a *StorageApplier) Reload() error {
 		if err != nil {
 			return fmt.Errorf("reading the metadata: %w", err)
 		}
-		a.setIdentity(id)
 		a.outcomes = outcomes
+		a.setIdentity(id)
 	}
 	a.setFailed(nil)
 	a.progress.reset(pos)
@@ -150,15 +153,28 @@ func (a *StorageApplier) Position() uint64 { return a.progress.position() }
 
 // Identity of the storage's history; zero where it belongs to none.
 func (a *StorageApplier) Identity() Identity {
-	a.view.Lock()
-	defer a.view.Unlock()
+	a.state.Lock()
+	defer a.state.Unlock()
 	return a.identity
+}
+
+// setIdentity and setFailed are called with a.mu held.
+func (a *StorageApplier) setIdentity(id Identity) {
+	a.state.Lock()
+	defer a.state.Unlock()
+	a.identity = id
+}
+
+func (a *StorageApplier) setFailed(err error) {
+	a.state.Lock()
+	defer a.state.Unlock()
+	a.failed = err
 }
 
 // Failure is the error that stopped the applier; nil while it works.
 func (a *StorageApplier) Failure() error {
-	a.view.Lock()
-	defer a.view.Unlock()
+	a.state.Lock()
+	defer a.state.Unlock()
 	return a.failed
 }
 
@@ -176,6 +192,9 @@ func (a *StorageApplier) Close() { a.progress.stop(ErrClosed) }
 func (a *StorageApplier) Found(id Identity) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.failed != nil {
+		return a.failed
+	}
 	if a.tx != nil {
 		err := a.tx.Update(func(tx Tx) error {
 			if err := writeIdentity(tx, id); err != nil {

@@ -141,4 +141,3 @@ func TestTimestampsSurviveTheLog(t *testing.T) {
 	cmd.Timestamp = time.Time{}
 	require.NoError(t, cmd.Validate())
 }
-

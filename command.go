@@ -245,6 +245,14 @@ func (c *Command) Validate() error {
 	if len(c.RequestID) > MaxRequestIDBytes {
 		return fmt.Errorf("%w: request ID of %d bytes, at most %d", ErrInvalidCommand, len(c.RequestID), MaxRequestIDBytes)
 	}
+	// Both cross the wire as JSON and the log as nanoseconds, on some ways and
+	// not on others; what changes on the way would be another request.
+	if !utf8.ValidString(c.RequestID) {
+		return fmt.Errorf("%w: request ID is not UTF-8", ErrInvalidCommand)
+	}
+	if year := c.Timestamp.UTC().Year(); !c.Timestamp.IsZero() && (year < 1678 || year > 2261) {
+		return fmt.Errorf("%w: timestamp of the year %d", ErrInvalidCommand, year)
+	}
 	if c.Type >= CmdEmbedder {
 		return nil
 	}

@@ -23,6 +23,9 @@ type Options struct {
 	OnFailure func(error)
 	// OnRestore is told the position of a restored snapshot. It must not block.
 	OnRestore func(position uint64)
+	// ReplayFrom is the position of the snapshot after which the log is replayed
+	// first, where that was not restored.
+	ReplayFrom uint64
 }
 
 // FSM is a raft.BatchingFSM over a Storage. hashicorp/raft calls Apply,
@@ -38,6 +41,9 @@ type FSM struct {
 	storage replication.Storage
 	opts    Options
 	failed  bool // OnFailure was told
+	// replayed is the position of the entry passed over last, or of the
+	// snapshot that the log goes on from.
+	replayed uint64
 }
 
 var (
@@ -47,7 +53,7 @@ var (
 
 // New makes an FSM over the storage and the applier that is its only writer.
 func New(storage replication.Storage, applier *replication.StorageApplier, opts Options) *FSM {
-	return &FSM{applier: applier, storage: storage, opts: opts}
+	return &FSM{applier: applier, storage: storage, opts: opts, replayed: opts.ReplayFrom}
 }
 
 // Apply implements raft.FSM.
@@ -73,7 +79,7 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 		}
 		entry := replication.Entry{Position: log.Index, Groups: groups}
 		if log.Index <= position {
-			skipped = append(skipped, entry)
+			skipped = append(skipped, f.tookEffect(entry))
 			continue
 		}
 		entries = append(entries, entry)
@@ -97,6 +103,21 @@ func (f *FSM) ApplyBatch(logs []*raft.Log) []any {
 		}
 	}
 	return responses
+}
+
+// tookEffect is an entry that is passed over without the groups that were stale
+// when they came: their requests are still to come.
+func (f *FSM) tookEffect(e replication.Entry) replication.Entry {
+	before := f.replayed
+	f.replayed = e.Position
+	groups := e.Groups[:0:0]
+	for i, g := range e.Groups {
+		if !g.Conditional || i == 0 && (g.ValidAt == before || before >= e.Position) {
+			groups = append(groups, g)
+		}
+	}
+	e.Groups = groups
+	return e
 }
 
 func (f *FSM) failure(err error) {
@@ -161,6 +182,7 @@ func (f *FSM) restore(source io.Reader) error {
 				replication.ErrForeignHistory, position, own.History, header.Identity.History)
 		}
 		if position >= header.Position {
+			f.replayed = header.Position
 			return body.drain()
 		}
 	}
@@ -169,7 +191,11 @@ func (f *FSM) restore(source io.Reader) error {
 		return fmt.Errorf("%w: the storage has no snapshots", replication.ErrUnsupported)
 	}
 	if err := snapshotter.Restore(body); err != nil {
-		return fmt.Errorf("restoring the storage: %w", err)
+		err = fmt.Errorf("restoring the storage: %w", err)
+		if _, stateErr := f.storage.GetWALPosition(); stateErr != nil {
+			f.failure(f.applier.Fail(errors.Join(err, stateErr))) // until the next restore
+		}
+		return err
 	}
 	if err := body.drain(); err != nil {
 		// The storage accepted a snapshot whose end it had not seen.
@@ -186,12 +212,13 @@ func (f *FSM) adopt(header *Header) error {
 		return err
 	}
 	if err := f.applier.ImportOutcomes(header.Outcomes); err != nil {
+		f.failure(f.applier.Fail(err))
 		return err
 	}
 	if !f.applier.Atomic() {
 		f.applier.Adopt(header.Identity)
 	}
-	f.failed = false
+	f.failed, f.replayed = false, header.Position
 	if f.applier.Position() != header.Position || f.applier.Identity() != header.Identity {
 		err := fmt.Errorf("restored storage stands at %d of %q, the snapshot said %d of %q", f.applier.Position(),
 			f.applier.Identity().History, header.Position, header.Identity.History)

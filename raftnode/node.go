@@ -46,6 +46,8 @@ type Node struct {
 	reads     *readRounds
 	observer  *raft.Observer
 	notify    chan bool // gained or lost leadership
+	// replayFrom is the storage's position in the newest snapshot at the start.
+	replayFrom uint64
 
 	// readyTerm is the term in which this node leads and has committed an
 	// entry of its own; 0 while it has not.
@@ -389,6 +391,7 @@ var _ net.Addr = netAddr("")
 // fsmOptions tell this node what happens in its state machine.
 func (n *Node) fsmOptions() fsm.Options {
 	return fsm.Options{
+		ReplayFrom: n.replayFrom,
 		OnFailure: func(err error) {
 			n.rt.Logger.Error("the storage failed; this node applies nothing more until it is restarted", "error", err)
 			n.publish(replication.Event{Type: replication.EventStorageFailed, Detail: err.Error()})

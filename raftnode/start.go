@@ -235,6 +235,9 @@ func (n *Node) checkExisting(cfg *raft.Config) error {
 			"remove the data directory to have the node join anew", replication.ErrForeignHistory, position, last)
 	}
 	cfg.NoSnapshotRestoreOnStart = header == nil || whole && position >= header.Position
+	if header != nil {
+		n.replayFrom = header.Position
+	}
 	if cfg.NoSnapshotRestoreOnStart && header != nil {
 		return n.applier.ImportOutcomes(header.Outcomes)
 	}
