@@ -72,8 +72,7 @@ type StorageApplier struct {
 
 	progress *progress
 
-	// mu serializes writers of the storage and guards the fields below. It is
-	// held while the storage works, or hangs.
+	// mu serializes writers of the storage and guards the fields below.
 	mu       sync.Mutex
 	outcomes *outcomeTable
 
@@ -82,18 +81,6 @@ type StorageApplier struct {
 	state    sync.Mutex
 	identity Identity
 	failed   error
-}
-
-func (a *StorageApplier) setIdentity(id Identity) {
-	a.view.Lock()
-	defer a.view.Unlock()
-	a.identity = id
-}
-
-func (a *StorageApplier) setFailed(err error) {
-	a.view.Lock()
-	defer a.view.Unlock()
-	a.failed = err
 }
 
 // NewStorageApplier reads position, identity and request outcomes from the

@@ -80,6 +80,9 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 	for {
 		views := n.askPeers(ctx)
 		action, reason := decideEntry(n.cfg.Raft.Bootstrap, n.opts.force, views)
+		if action == entryJoin && n.opts.mutant.wipedVotes {
+			action = entryBegin
+		}
 		switch action {
 		case entryRefuse:
 			return fmt.Errorf("%w: NORNICDB_CLUSTER_RAFT_BOOTSTRAP=true, but %s", replication.ErrClusterExists, reason)

@@ -75,6 +75,9 @@ func (n *Node) judge(h *replication.HealthStatus) {
 	if err := n.applier.Failure(); err != nil {
 		bad("storage_failed", "%v", err)
 	}
+	if err := n.logs.broken(); err != nil {
+		bad("log_failed", "the log lost its tail to a failed write; restart the node: %v", err)
+	}
 	if n.rtrans.hung.Load() {
 		bad("disk_hung", "a write to the log store has not returned for %s", n.logs.stuckFor().Round(time.Millisecond))
 	}

@@ -27,6 +27,8 @@ type watchedStore struct {
 	calls   map[int]time.Time // writes under way, by a running number
 	lastID  int
 	entries [cachedEntries]*raft.Log // at index modulo the size
+	cut     bool                     // a tail was deleted, and nothing stored since
+	lost    error                    // why nothing was stored behind the cut
 }
 
 var (
@@ -85,7 +87,20 @@ func (w *watchedStore) StoreLogs(logs []*raft.Log) error {
 			*slot = l
 		}
 	}
+	if err != nil && w.cut {
+		w.lost = err
+	}
+	w.cut = w.cut && err != nil
 	return err
+}
+
+// broken says that hashicorp/raft believes in entries that are gone: it deleted
+// a tail that conflicts with the leader's log and then could not store what
+// belongs there. It takes no entries any more until it is started anew.
+func (w *watchedStore) broken() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost
 }
 
 // GetLog implements raft.LogStore.
@@ -109,7 +124,18 @@ func (w *watchedStore) DeleteRange(first, last uint64) error {
 		}
 	}
 	w.mu.Unlock()
-	return w.write(func() error { return w.LogStore.DeleteRange(first, last) })
+	return w.write(func() error {
+		begin, err := w.LogStore.FirstIndex()
+		if err == nil {
+			err = w.LogStore.DeleteRange(first, last)
+		}
+		if err == nil && first > begin {
+			w.mu.Lock()
+			w.cut = true
+			w.mu.Unlock()
+		}
+		return err
+	})
 }
 
 // Set implements raft.StableStore.

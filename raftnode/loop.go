@@ -49,7 +49,7 @@ func (n *Node) spawnHangWatch() (stop func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				n.setHung(n.logs.stuckFor() > n.cfg.Raft.ElectionTimeout)
+				n.setHung(n.logs.stuckFor() > n.cfg.Raft.ElectionTimeout && !n.opts.mutant.hungLeads)
 			}
 		}
 	})

@@ -13,14 +13,18 @@ import (
 // errHung: this node's disk hangs, so it must not seem alive.
 var errHung = errors.New("the log store hangs: Raft traffic is withheld")
 
-// observedTransport is the Raft transport of a node, with three additions. It
+// observedTransport is the Raft transport of a node, with four additions. It
 // notes how far each follower's log reaches. It numbers rounds, so that a
 // reader knows of an AppendEntries that was *sent after* it asked and answered
 // in the same term: hashicorp/raft's VerifyLeader also counts answers to
-// heartbeats sent before. And it withholds traffic while the log store hangs.
+// heartbeats sent before. It withholds traffic while the log store hangs. And it
+// corrects what comes in, see incoming.
 type observedTransport struct {
 	raft.Transport
 	preVote raft.WithPreVote
+	rpcs    *incoming
+	closing sync.Once
+	wg      sync.WaitGroup
 	hung    atomic.Bool
 	round   atomic.Uint64 // the latest round asked for
 
@@ -44,14 +48,20 @@ var (
 	_ raft.WithClose   = (*observedTransport)(nil)
 )
 
-func newObservedTransport(t raft.Transport) (*observedTransport, error) {
+func newObservedTransport(t raft.Transport, firstIndex func() (uint64, error)) (*observedTransport, error) {
 	preVote, ok := t.(raft.WithPreVote)
 	if !ok {
 		return nil, errors.New("the Raft transport has no pre-vote")
 	}
-	return &observedTransport{Transport: t, preVote: preVote, followers: make(map[raft.ServerID]*followerState),
-		answered: make(chan struct{})}, nil
+	o := &observedTransport{Transport: t, preVote: preVote, followers: make(map[raft.ServerID]*followerState),
+		answered: make(chan struct{}),
+		rpcs:     &incoming{first: firstIndex, in: t.Consumer(), out: make(chan raft.RPC), done: make(chan struct{})}}
+	o.wg.Go(o.rpcs.run)
+	return o, nil
 }
+
+// Consumer implements raft.Transport.
+func (o *observedTransport) Consumer() <-chan raft.RPC { return o.rpcs.out }
 
 func (o *observedTransport) guard() error {
 	if o.hung.Load() {
@@ -162,7 +172,12 @@ func (o *observedTransport) InstallSnapshot(id raft.ServerID, target raft.Server
 }
 
 // Close implements raft.WithClose.
-func (o *observedTransport) Close() error { return closeIfCloser(o.Transport) }
+func (o *observedTransport) Close() error {
+	o.closing.Do(func() { close(o.rpcs.done) })
+	err := closeIfCloser(o.Transport)
+	o.wg.Wait()
+	return err
+}
 
 // observedPipeline passes answers on and notes them.
 type observedPipeline struct {

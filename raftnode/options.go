@@ -25,6 +25,16 @@ type options struct {
 	snapshots     func(dir string, retain int) (raft.SnapshotStore, error)
 	raftTransport raft.Transport
 	force         bool
+	mutant        mutant
+}
+
+// mutant is a fault of this package's own that a test switches on, to see that
+// the checks of the test harness find it. There is no way to do so elsewhere.
+type mutant struct {
+	readsWithoutOwnTerm bool // a new leader answers reads before an entry of its term is committed
+	oldHeartbeats       bool // an answer to a heartbeat sent before a read's round counts for it
+	wipedVotes          bool // a voter with an empty directory goes on as a voter
+	hungLeads           bool // a node whose disk hangs keeps its Raft traffic
 }
 
 // Option is a hashicorp-typed choice of Raft mode.

@@ -81,6 +81,9 @@ func (r *readRounds) run() {
 func (r *readRounds) confirm(ctx context.Context, all bool) (uint64, error) {
 	n := r.n
 	term := n.readyTerm.Load()
+	if n.opts.mutant.readsWithoutOwnTerm {
+		term = n.raft.CurrentTerm()
+	}
 	if n.raft.State() != raft.Leader || term == 0 || n.raft.CurrentTerm() != term || n.rtrans.hung.Load() {
 		return 0, n.notLeader()
 	}
@@ -103,6 +106,9 @@ func (r *readRounds) confirm(ctx context.Context, all bool) (uint64, error) {
 // request that was sent after the call.
 func (n *Node) freshRound(ctx context.Context, voters []raft.ServerID, term uint64, need int) error {
 	round := n.rtrans.round.Add(1)
+	if n.opts.mutant.oldHeartbeats {
+		round = 0
+	}
 	// VerifyLeader makes heartbeats go out now. Its own verdict counts answers
 	// to older ones too and is not waited for.
 	n.raft.VerifyLeader()

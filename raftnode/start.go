@@ -146,7 +146,7 @@ func (n *Node) openTransport(ctx context.Context) error {
 			Timeout: max(n.cfg.Raft.ElectionTimeout, time.Second), Logger: hclogAdapter(n.rt.Logger)})
 	}
 	var err error
-	n.rtrans, err = newObservedTransport(inner)
+	n.rtrans, err = newObservedTransport(inner, n.logs.FirstIndex)
 	n.handle()
 	return err
 }

@@ -171,3 +171,25 @@ func TestEntriesJoinUpToTheirBounds(t *testing.T) {
 	}
 	require.Empty(t, s.take())
 }
+
+// TestRequestsBehindASnapshotFitWithoutLookUp: see incoming.
+func TestRequestsBehindASnapshotFitWithoutLookUp(t *testing.T) {
+	entries := []*raft.Log{{Index: 4}, {Index: 5}, {Index: 6}}
+	for _, tc := range []struct{ first, prev, wantPrev, wantEntries uint64 }{
+		{first: 5, prev: 3, wantPrev: 0, wantEntries: 2}, // the snapshot covers 4
+		{first: 4, prev: 3, wantPrev: 0, wantEntries: 3}, // begins where the log does
+		{first: 9, prev: 3, wantPrev: 0, wantEntries: 0}, // covers everything
+		{first: 3, prev: 3, wantPrev: 3, wantEntries: 3}, // can be looked up
+		{first: 0, prev: 3, wantPrev: 3, wantEntries: 3}, // an empty log: Raft compares with the snapshot
+		{first: 5, prev: 0, wantPrev: 0, wantEntries: 3}, // nothing before it
+	} {
+		request := &raft.AppendEntriesRequest{PrevLogEntry: tc.prev, PrevLogTerm: 1, Entries: entries, LeaderCommitIndex: 6}
+		rpc := raft.RPC{Command: request}
+		(&incoming{first: func() (uint64, error) { return tc.first, nil }}).correct(&rpc)
+		got := rpc.Command.(*raft.AppendEntriesRequest)
+		require.Equal(t, tc.wantPrev, got.PrevLogEntry)
+		require.Len(t, got.Entries, int(tc.wantEntries))
+		require.Equal(t, uint64(6), got.LeaderCommitIndex)
+		require.Len(t, request.Entries, 3, "the sender's own is left alone")
+	}
+}

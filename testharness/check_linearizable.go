@@ -137,7 +137,9 @@ func drawHistory(history []porcupine.Operation, dir string) (string, error) {
 // CheckOrder compares positions with real time, which costs little where a
 // search for an order costs too much: a write that was called after another
 // had returned has a greater position, and a linearizable read that was waits
-// for at least that one. Operations without position are passed over.
+// for at least that one. Operations without position are passed over, and those
+// of KindOther: they may repeat a request, which is answered with the position
+// of the first.
 func CheckOrder(ops []Operation) error {
 	type event struct {
 		at     int
@@ -147,7 +149,7 @@ func CheckOrder(ops []Operation) error {
 	var events []event
 	for i := range ops {
 		op := &ops[i]
-		if op.Outcome != OutcomeDone || op.Position == 0 || op.Kind == KindGet && !linearizable(op.Level) {
+		if op.Outcome != OutcomeDone || op.Position == 0 || op.Kind == KindOther || op.Kind == KindGet && !linearizable(op.Level) {
 			continue
 		}
 		events = append(events, event{op.Call, op, true}, event{op.Return, op, false})

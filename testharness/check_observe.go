@@ -78,6 +78,13 @@ func (o *Observations) Position(node string, position uint64) {
 	o.positions[node] = position
 }
 
+// Forget forgets where a node stood: it was given a new, empty storage.
+func (o *Observations) Forget(node string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.positions, node)
+}
+
 // Leader notes that a node led in a term, or that an epoch was its.
 func (o *Observations) Leader(term uint64, leader string) {
 	o.mu.Lock()

@@ -52,8 +52,9 @@ type Member struct {
 	ID, Addr string
 	Config   *replication.Config
 
-	c     *Cluster
-	index int
+	c        *Cluster
+	index    int
+	starting chan struct{} // holds a token while nobody starts the node
 
 	// mu guards the fields below.
 	mu     sync.Mutex
@@ -91,7 +92,9 @@ func NewCluster(tb testing.TB, cfg ClusterConfig) *Cluster {
 	})
 	for i := range cfg.Nodes {
 		id := fmt.Sprint("n", i+1)
-		c.Members = append(c.Members, &Member{ID: id, Addr: id + clusterPort, c: c, index: i})
+		m := &Member{ID: id, Addr: id + clusterPort, c: c, index: i, starting: make(chan struct{}, 1)}
+		m.starting <- struct{}{}
+		c.Members = append(c.Members, m)
 	}
 	for _, m := range c.Members {
 		m.freshDisk()
@@ -179,8 +182,10 @@ func (m *Member) now() time.Time {
 
 // Start starts a node as what its disk has made of it. It blocks as
 // Replicator.Start does: a cluster that is founded needs its nodes started
-// together, see StartAll.
+// together, see StartAll. Of several calls at once one starts it.
 func (c *Cluster) Start(ctx context.Context, m *Member) error {
+	<-m.starting // a mutex would hold virtual time up
+	defer func() { m.starting <- struct{}{} }()
 	if m.Running() {
 		return nil
 	}

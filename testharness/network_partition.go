@@ -89,15 +89,6 @@ func (n *Network) Flap(ctx context.Context, groupA, groupB []string, down, up ti
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
-
 // Heal ends every cut: what has waited goes on its way. Drop them
 // before to have connections not survive.
 func (n *Network) Heal() {

@@ -32,20 +32,23 @@ func (t *Transport) Bind(ctx context.Context, addr string) (net.Addr, error) {
 }
 
 // Listen implements replication.Transport. It returns nil after ctx or Close
-// ended it.
+// ended it, even before it began.
 func (t *Transport) Listen(ctx context.Context, addr string, handler replication.ConnectionHandler) error {
 	t.mu.Lock()
 	l := t.listeners[addr]
 	t.mu.Unlock()
 	if l == nil {
 		if _, err := t.Bind(ctx, addr); err != nil {
+			if t.ctx.Err() != nil {
+				return nil
+			}
 			return err
 		}
 		t.mu.Lock()
 		l = t.listeners[addr]
 		t.mu.Unlock()
-		if l == nil {
-			return replication.ErrClosed
+		if l == nil { // closed meanwhile
+			return nil
 		}
 	}
 	t.warnIfPlain(l.Addr())

@@ -1,0 +1,65 @@
+package raftnode_test
+
+import (
+	"flag"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	th "github.com/nornicdb/replication/testharness"
+)
+
+var (
+	chaosSchedules = flag.Int("chaos.schedules", 0, "schedules of each TestChaos test; 0: as many as fit a normal run")
+	chaosSeed      = flag.Uint64("chaos.seed", 0, "the first seed; with 1 schedule, the one to replay")
+)
+
+func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
+	t.Parallel()
+	if testing.Short() {
+		schedules = max(schedules/10, 1)
+	}
+	if *chaosSchedules > 0 {
+		schedules = *chaosSchedules
+	}
+	var total th.ChaosReport
+	start := time.Now()
+	for i := range schedules {
+		synctest.Test(t, func(t *testing.T) {
+			x := th.Chaos{Cluster: th.RaftConfig(0), Seed: *chaosSeed + uint64(i), Faults: faults, Pictures: "testdata/pictures"}
+			report, err := x.Run(t)
+			if err != nil {
+				t.Error(err)
+			}
+			total.Operations += report.Operations
+			total.Done += report.Done
+			total.Failed += report.Failed
+			total.Unknown += report.Unknown
+			total.Terms += report.Terms
+			total.Virtual += report.Virtual
+			total.Recovered = max(total.Recovered, report.Recovered)
+		})
+		if t.Failed() {
+			return
+		}
+	}
+	t.Logf("%d schedules, %d operations (%d done, %d failed, %d unknown), %d terms, slowest recovery %v; %v virtual in %v",
+		schedules, total.Operations, total.Done, total.Failed, total.Unknown, total.Terms, total.Recovered, total.Virtual.Round(time.Second), time.Since(start).Round(time.Millisecond))
+	if total.Done < 30*schedules {
+		t.Errorf("only %d operations were done: the checks had little to look at", total.Done)
+	}
+}
+
+func TestChaos_Raft_PacketLoss(t *testing.T)  { runChaos(t, 50, th.FaultLoss) }
+func TestChaos_Raft_HighLatency(t *testing.T) { runChaos(t, 50, th.FaultLatency) }
+func TestChaos_Raft_Drops(t *testing.T)       { runChaos(t, 50, th.FaultDrops) }
+func TestChaos_Raft_Corruption(t *testing.T)  { runChaos(t, 50, th.FaultCorruption) }
+func TestChaos_Raft_Duplication(t *testing.T) { runChaos(t, 50, th.FaultDuplication) }
+func TestChaos_Raft_Reordering(t *testing.T)  { runChaos(t, 50, th.FaultReordering) }
+func TestChaos_Raft_Byzantine(t *testing.T)   { runChaos(t, 50, th.FaultByzantine) }
+func TestChaos_Raft_Partitions(t *testing.T)  { runChaos(t, 100, th.FaultPartition) }
+func TestChaos_Raft_Crashes(t *testing.T)     { runChaos(t, 100, th.FaultCrash) }
+func TestChaos_Raft_CrashesAndDisks(t *testing.T) {
+	runChaos(t, 100, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe)
+}
+func TestChaos_Raft_Everything(t *testing.T) { runChaos(t, 350, th.AllFaults...) }
