@@ -268,3 +268,31 @@ func checkCounting(r io.Reader) error {
 		}
 	}
 }
+
+// TestCallsWhileTheirConnectionEnds: a call that comes at the very moment at
+// which its connection ends fails as one that was not sent.
+func TestCallsWhileTheirConnectionEnds(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *th.Network) {
+		server, client := node(t, n, "s", ""), node(t, n, "c", "")
+		var office postOffice
+		office.serve(server)
+		c := connectAnyhow(t, client, "s:7688")
+		n.SetDefaultFaults(th.Faults{Latency: time.Millisecond}) // time has to pass
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(1, uint64(i)))
+				for !closed(stop) {
+					deliver(t, c, i, r)
+				}
+			})
+		}
+		for range 100 {
+			virtual(15 * time.Millisecond)
+			n.Drop("s", "c")
+		}
+		close(stop)
+		wg.Wait()
+	})
+}
