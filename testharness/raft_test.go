@@ -235,6 +235,43 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
+func TestRaftClusterWithAHungDisk(t *testing.T) {
+	inBubble(t, func(t *testing.T, n *th.Network) {
+		c := newRaftCluster(t, n, 1)
+		old := c.leader()
+		require.NoError(t, old.repl.Apply(putNode(t, "a"), time.Minute))
+		old.disk.Hang()
+		require.Error(t, old.repl.Apply(putNode(t, "hung"), time.Second))
+		next := c.leader(old)
+		require.NoError(t, next.repl.Apply(putNode(t, "b"), time.Minute))
+		require.False(t, old.repl.IsLeader())
+		require.False(t, old.repl.Health().Healthy, "it answers, and knows")
+		old.disk.Release()
+		require.NoError(t, old.repl.Apply(putNode(t, "c"), time.Minute))
+		c.requireEverywhere([]string{"a", "b", "c"}, nil)
+	})
+}
+
+func TestRaftClusterWithFailingAndFullDisks(t *testing.T) {
+	for name, f := range map[string]th.DiskFaults{"fails": {Fail: 1}, "is full": {Full: true}} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, n *th.Network) {
+				c := newRaftCluster(t, n, 1)
+				old := c.leader()
+				old.disk.SetFaults(f)
+				require.NoError(t, old.repl.Apply(putNode(t, "a"), time.Minute), "another node takes it")
+				next := c.leader(old)
+				require.NoError(t, next.repl.Apply(putNode(t, "b"), time.Minute))
+				c.crash(old)
+				old.disk.SetFaults(th.DiskFaults{})
+				n.Heal()
+				require.NoError(t, c.start(old))
+				c.requireEverywhere([]string{"a", "b"}, nil)
+			})
+		})
+	}
+}
+
 // TestLyingDisksLoseWrites shows that the test above can fail: with disks that
 // lie, a crash of all nodes loses what was acknowledged.
 func TestLyingDisksLoseWrites(t *testing.T) {
