@@ -73,12 +73,12 @@ type StorageApplier struct {
 	progress *progress
 
 	// mu serializes writers of the storage and guards the fields below.
-	mu       sync.Mutex
-	outcomes *outcomeTable
+	mu sync.Mutex
 
 	// state guards the fields below beside mu: they are written under both, so
 	// that nobody who asks for them waits for a transaction.
 	state    sync.Mutex
+	outcomes *outcomeTable
 	identity Identity
 	failed   error
 }
@@ -123,7 +123,7 @@ func (a *StorageApplier) Reload() error {
 		if err != nil {
 			return fmt.Errorf("reading the metadata: %w", err)
 		}
-		a.outcomes = outcomes
+		a.setOutcomes(outcomes)
 		a.setIdentity(id)
 	}
 	a.setFailed(nil)
@@ -145,7 +145,32 @@ func (a *StorageApplier) Identity() Identity {
 	return a.identity
 }
 
-// setIdentity and setFailed are called with a.mu held.
+// Outcome is the first outcome of a request, where it is remembered. Another
+// hash than the first time's makes it ErrRequestIDReused.
+func (a *StorageApplier) Outcome(requestID string, hash [16]byte) (Result, bool) {
+	a.state.Lock()
+	defer a.state.Unlock()
+	first, known := newOutcomeRun(a.outcomes, nil).lookup(requestID)
+	if !known {
+		return Result{}, false
+	}
+	return first.result(hash, a.Position()), true
+}
+
+// The four below are called with a.mu held.
+
+func (a *StorageApplier) commit(run *outcomeRun) {
+	a.state.Lock()
+	defer a.state.Unlock()
+	run.commit()
+}
+
+func (a *StorageApplier) setOutcomes(t *outcomeTable) {
+	a.state.Lock()
+	defer a.state.Unlock()
+	a.outcomes = t
+}
+
 func (a *StorageApplier) setIdentity(id Identity) {
 	a.state.Lock()
 	defer a.state.Unlock()
@@ -274,7 +299,7 @@ func (a *StorageApplier) Remember(entries []Entry) {
 			}
 		}
 	}
-	run.commit()
+	a.commit(run)
 }
 
 // Fail stops the applier for a reason of its owner's, a log entry that cannot
@@ -319,7 +344,7 @@ func (a *StorageApplier) applyPlain(entries []Entry, results [][]Result) ([][]Re
 		if err := a.storage.SetWALPosition(e.Position); err != nil {
 			return results, err
 		}
-		run.commit()
+		a.commit(run)
 		a.progress.advance(e.Position)
 		results = append(results, entryResults)
 	}
@@ -344,10 +369,7 @@ func (a *StorageApplier) plainGroup(g *Group) error {
 // reused IDs, effects recorded against another state.
 func (a *StorageApplier) precheck(run *outcomeRun, g *Group, index int, before, position uint64) (Result, bool) {
 	if first, known := run.lookup(g.RequestID); known {
-		if first.hash != g.hash() {
-			return Result{Position: position, Err: ErrRequestIDReused}, true
-		}
-		return Result{Position: first.position, Err: ErrorFromCode(first.code, "")}, true
+		return first.result(g.hash(), position), true
 	}
 	if g.Conditional && (index > 0 || g.ValidAt != before) {
 		return Result{Position: position, Err: ErrStaleEffects}, true

@@ -34,7 +34,7 @@ func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Resul
 		run := &txRun{a: a, entries: entries, rejected: rejected, identity: a.identity}
 		err := a.tx.Update(run.do)
 		if err == nil {
-			run.outcomes.commit()
+			a.commit(run.outcomes)
 			a.setIdentity(run.identity)
 			a.progress.advance(entries[len(entries)-1].Position)
 			return append(results, run.results...), nil

@@ -29,6 +29,8 @@ type HealthStatus struct {
 	// to it since its founding.
 	Founded bool
 	Virgin  bool
+	// Founder: the node was told to found a cluster, and has not yet.
+	Founder bool `json:",omitempty"`
 
 	Term         uint64
 	CommitIndex  uint64 // ≥ AppliedIndex

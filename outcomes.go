@@ -18,6 +18,14 @@ type outcome struct {
 	code     string // ErrorCode of the verdict; empty: done
 }
 
+// result is what is answered to a request with this ID and hash at a position.
+func (o *outcome) result(hash [16]byte, position uint64) Result {
+	if o.hash != hash {
+		return Result{Position: position, Err: ErrRequestIDReused}
+	}
+	return Result{Position: o.position, Err: ErrorFromCode(o.code, "")}
+}
+
 var errDamagedOutcome = errors.New("request outcome row is damaged")
 
 func (o *outcome) encode() []byte {
@@ -208,6 +216,6 @@ func (a *StorageApplier) ImportOutcomes(rows [][]byte) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.outcomes = table
+	a.setOutcomes(table)
 	return nil
 }

@@ -22,6 +22,7 @@ type peerView struct {
 	founded bool  // it has a cluster's log
 	virgin  bool  // … in which nothing has happened since it was founded
 	namesMe bool  // … whose configuration names this node
+	first   bool  // it has no cluster, was told to found one, and goes before this node
 }
 
 // entry is how a node with an empty directory begins.
@@ -43,7 +44,7 @@ const (
 // known, it waits.
 func decideEntry(bootstrap, force bool, views []peerView) (entry, string) {
 	var silent []string
-	virgins := 0
+	virgins, first := 0, ""
 	for _, v := range views {
 		switch {
 		case v.err != nil:
@@ -54,6 +55,8 @@ func decideEntry(bootstrap, force bool, views []peerView) (entry, string) {
 			return entryRefuse, fmt.Sprintf("%s at %s has a cluster", v.id, v.addr)
 		case v.founded:
 			return entryJoin, ""
+		case v.first:
+			first = v.id
 		}
 	}
 	switch {
@@ -61,6 +64,8 @@ func decideEntry(bootstrap, force bool, views []peerView) (entry, string) {
 		return entryWait, "listed peers cannot be asked yet: " + strings.Join(silent, ", ")
 	case virgins > 0:
 		return entryBegin, ""
+	case bootstrap && first != "":
+		return entryWait, "node " + first + " was told to found the cluster too, and goes first"
 	case bootstrap:
 		return entryFound, ""
 	default:
@@ -87,8 +92,10 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		case entryRefuse:
 			return fmt.Errorf("%w: NORNICDB_CLUSTER_RAFT_BOOTSTRAP=true, but %s", replication.ErrClusterExists, reason)
 		case entryFound:
+			n.beginLog()
 			return n.found(cfg, views)
 		case entryBegin:
+			n.beginLog()
 			return nil
 		case entryJoin:
 			err := n.join(ctx, views)
@@ -96,6 +103,7 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 				err = n.setJoined(true)
 			}
 			if err == nil {
+				n.beginLog()
 				return nil
 			}
 			reason = "joining: " + err.Error()
@@ -172,11 +180,15 @@ func (n *Node) askPeer(ctx context.Context, p replication.RaftPeer) peerView {
 		return v
 	}
 	v.id, v.founded, v.virgin = h.NodeID, h.Founded, h.Virgin
+	v.first = h.Founder && h.NodeID < n.nodeID
 	for _, m := range h.Peers {
 		v.namesMe = v.namesMe || m.ID == n.nodeID
 	}
 	return v
 }
+
+// keyCurrentTerm is where hashicorp/raft keeps its term.
+var keyCurrentTerm = []byte("CurrentTerm")
 
 // found makes the first configuration: this node and the listed peers, all
 // voters. A storage that has snapshots is founded by one, from which the other
@@ -211,7 +223,7 @@ func (n *Node) found(cfg *raft.Config, views []peerView) error {
 	}
 	cfg.NoSnapshotRestoreOnStart = true // the storage is what the snapshot was taken of
 	// The founding is of term 1, so that the first leader's is a later one.
-	if err := n.logs.SetUint64([]byte("CurrentTerm"), 1); err != nil {
+	if err := n.logs.SetUint64(keyCurrentTerm, 1); err != nil {
 		return fmt.Errorf("founding: %w", err)
 	}
 	n.rt.Logger.Info("cluster founded", "history", identity.History, "base", identity.Base, "voters", len(servers))

@@ -20,6 +20,8 @@ const (
 	// change of leader ends it sooner.
 	retryWait    = 10 * time.Millisecond
 	retryWaitMax = 250 * time.Millisecond
+	// maxForwardTime bounds how long a leader works on a forwarded write.
+	maxForwardTime = time.Hour
 )
 
 // Apply implements replication.Replicator.
@@ -156,6 +158,9 @@ func (n *Node) outOfTime(ctx context.Context, last error) error {
 
 // transient: another try, elsewhere or later, can succeed.
 func transient(err error) bool {
+	if errors.Is(err, replication.ErrCommandTooLarge) {
+		return false
+	}
 	for _, t := range []error{replication.ErrNotLeader, replication.ErrNoLeader, replication.ErrNotReady, replication.ErrClosed,
 		replication.ErrUnknownOutcome, replication.ErrWrongPeer, replication.ErrStorageFailed} {
 		if errors.Is(err, t) {
@@ -182,6 +187,9 @@ func (n *Node) proposeHere(ctx context.Context, cmds []*replication.Command) (ui
 	if err := n.applier.Failure(); err != nil {
 		return 0, err
 	}
+	if n.applier.Identity() == (replication.Identity{}) { // before its founding a history has no writes
+		return 0, fmt.Errorf("%w: the history is not founded yet", replication.ErrNotReady)
+	}
 	if cmds[0].Type == replication.CmdCypher {
 		return n.proposeEffects(ctx, cmds[0])
 	}
@@ -204,18 +212,32 @@ func (n *Node) notLeader() error {
 // proposeEffects records what an opaque command does to the present state and
 // proposes that, valid only for that state; if a write came between, it records
 // again.
+//
+// What it would do now is not asked for a request that was answered before, and
+// a refusal counts only when nothing that was proposed before is still to come.
 func (n *Node) proposeEffects(ctx context.Context, cmd *replication.Command) (uint64, error) {
 	recorder := n.storage.(replication.EffectRecorder)
+	hash := replication.CommandHash([]*replication.Command{cmd})
+	current := false
 	for {
+		if first, known := n.applier.Outcome(cmd.RequestID, hash); known {
+			return first.Position, first.Err
+		}
 		effects, at, err := recorder.RecordEffects(cmd)
+		if err != nil && !current {
+			if err := n.await(ctx, n.raft.Barrier(timeLeft(ctx))); err != nil {
+				return n.fillLeader(0, fmt.Errorf("%w: %w", replication.ErrNotLeader, err))
+			}
+			current = true
+			continue
+		}
 		if err != nil {
 			return 0, err
 		}
 		if err := replication.ValidateBatch(effects); err != nil && len(effects) > 0 {
 			return 0, fmt.Errorf("recorded effects: %w", err)
 		}
-		group := replication.Group{Commands: effects, RequestID: cmd.RequestID, Conditional: true, ValidAt: at,
-			Hash: replication.CommandHash([]*replication.Command{cmd})}
+		group := replication.Group{Commands: effects, RequestID: cmd.RequestID, Conditional: true, ValidAt: at, Hash: hash}
 		position, err := n.fillLeader(n.submit.propose(ctx, group))
 		if !errors.Is(err, replication.ErrStaleEffects) {
 			return position, err
@@ -237,7 +259,8 @@ func (n *Node) forward(ctx context.Context, addr string, cmds []*replication.Com
 		deadline = time.Now().Add(time.Minute)
 	}
 	metrics.IncrCounter([]string{"replication", "forwarded_total"}, 1)
-	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(time.Until(deadline).Milliseconds(), 1), Hops: hops + 1}
+	timeout := min(max(time.Until(deadline), time.Millisecond), maxForwardTime)
+	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: timeout.Milliseconds(), Hops: hops + 1}
 	var resp replication.ApplyResponse
 	err := n.callPeer(ctx, addr, replication.MsgApply, req, &resp)
 	if err == nil || replication.NotSent(err) || answered(err) {
@@ -257,8 +280,18 @@ func answered(err error) bool {
 	return code != "internal" && code != "timeout" && code != "closed"
 }
 
-// handleApply serves code 19, a forwarded write.
+// handleApply serves code 19, a forwarded write. That this node closes is said
+// as "not ready": "closed" would also be what the sender's own end says, of
+// which nothing follows for the write.
 func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, error) {
+	result, err := n.applyForwarded(ctx, req)
+	if errors.Is(err, replication.ErrClosed) && !errors.Is(err, replication.ErrUnknownOutcome) {
+		return nil, fmt.Errorf("%w: %v", replication.ErrNotReady, err)
+	}
+	return result, err
+}
+
+func (n *Node) applyForwarded(ctx context.Context, req *replication.Request) (any, error) {
 	if err := n.running(); err != nil {
 		return nil, err
 	}
@@ -266,7 +299,7 @@ func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, 
 	if err := json.Unmarshal(req.Payload, &r); err != nil {
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
-	if r.TimeoutMS <= 0 || r.TimeoutMS > time.Hour.Milliseconds() || r.Hops < 1 {
+	if r.TimeoutMS <= 0 || r.TimeoutMS > maxForwardTime.Milliseconds() || r.Hops < 1 {
 		return nil, fmt.Errorf("%w: %d ms, %d hops", replication.ErrInvalidTimeout, r.TimeoutMS, r.Hops)
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.TimeoutMS)*time.Millisecond)

@@ -32,6 +32,7 @@ func (n *Node) Health() *replication.HealthStatus {
 		return h
 	case stateNew, stateStarting:
 		h.State = "starting"
+		h.Founder = n.cfg.Raft.Bootstrap
 		if waiting != "" {
 			h.Reasons = []string{waiting}
 		}
@@ -60,7 +61,9 @@ func (n *Node) fillPosition(h *replication.HealthStatus) {
 	}
 	last := n.raft.LastIndex()
 	h.Founded = last > 0
-	h.Virgin = h.Founded && last <= max(n.applier.Identity().Base, 1)
+	// Term 1 is that of the founding: a later one is that of a candidate, who may
+	// have won before it appended anything.
+	h.Virgin = h.Founded && h.Term <= 1 && last <= max(n.applier.Identity().Base, 1)
 }
 
 // judge says whether the node serves its role.
@@ -88,6 +91,9 @@ func (n *Node) judge(h *replication.HealthStatus) {
 		bad("taking_office", "the new leader has not committed an entry of its term yet")
 	case h.Role != "leader" && time.Since(h.LastContact) > 2*n.cfg.Raft.ElectionTimeout:
 		bad("cut_off", "nothing was heard from the leader since %s", h.LastContact.Format(time.RFC3339Nano))
+	}
+	if err := n.vouched(); err != nil {
+		bad("foreign_storage", "%v", err)
 	}
 	if h.LagEntries > healthyLag {
 		bad("lagging", "%d entries behind the leader", h.LagEntries)
@@ -156,7 +162,14 @@ func clusterStatus(h *replication.HealthStatus, addr string) *replication.Cluste
 		Members: append([]replication.PeerHealth{self}, h.Peers...), CommitIndex: h.CommitIndex, Term: h.Term, Source: h.NodeID}
 }
 
-// handleStatus serves code 17.
+// handleStatus serves code 17. A node that has a log and does not run says
+// nothing: from what it could say now an empty node would take it for empty.
 func (n *Node) handleStatus(context.Context, *replication.Request) (any, error) {
+	n.mu.Lock()
+	silent := n.state == stateClosed || n.state != stateRunning && n.hasLog
+	n.mu.Unlock()
+	if silent {
+		return nil, fmt.Errorf("%w: it starts or stops", replication.ErrNotReady)
+	}
 	return n.Health(), nil
 }

@@ -2,6 +2,8 @@ package raftnode
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -149,7 +151,7 @@ func (n *Node) foundThroughLog() error {
 
 func (n *Node) giveUpLeadership() {
 	n.rt.Logger.Warn("the storage has failed: leadership is handed on")
-	if err := n.raft.LeadershipTransfer().Error(); err != nil {
+	if err := n.await(n.ctx, n.raft.LeadershipTransfer()); err != nil {
 		n.rt.Logger.Warn("leadership was not handed on", "error", err)
 	}
 }
@@ -161,7 +163,7 @@ func (n *Node) housekeeping() {
 			n.giveUpLeadership()
 			return
 		}
-		if n.readyTerm.Load() == 0 {
+		if n.readyTerm.Load() != n.raft.CurrentTerm() {
 			n.takeOffice()
 		}
 		n.promoteCaughtUp()
@@ -174,28 +176,32 @@ func (n *Node) housekeeping() {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
 	defer cancel()
-	if n.joined.Load() {
-		n.askForVote(ctx, addr)
-	}
 	var h replication.HealthStatus
-	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
-		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
+	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err != nil || !h.IsLeader {
+		return
+	}
+	n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
+	if n.joined.Load() {
+		n.askForVote(ctx, addr, &h)
 	}
 }
 
 // askForVote reminds the leader, who may be another than the one that took this
-// node in, that it is to become a voter.
-func (n *Node) askForVote(ctx context.Context, leader string) {
-	if s, known := n.server(n.id()); known && s.Suffrage == raft.Voter {
+// node in, that it is to become a voter. That it is one is the leader's word:
+// this node's own log may not have come to where it was removed before.
+func (n *Node) askForVote(ctx context.Context, leader string, seen *replication.HealthStatus) {
+	done := slices.ContainsFunc(seen.Peers, func(p replication.PeerHealth) bool { return p.ID == n.nodeID && p.Voter })
+	if last := n.raft.LastIndex(); !done && last > 0 {
+		req := &replication.JoinRequest{NodeID: n.nodeID, Address: n.cfg.Advertise(), Voter: true, LastIndex: last}
+		err := n.callPeer(ctx, leader, replication.MsgJoin, req, nil)
+		if err != nil {
+			n.rt.Logger.Debug("asking for a vote", "error", err)
+		}
+		done = errors.Is(err, replication.ErrNotFound) // it was removed
+	}
+	if done {
 		if err := n.setJoined(false); err != nil {
 			n.rt.Logger.Warn("the log store did not take a note", "error", err)
-		}
-		return
-	}
-	if last := n.raft.LastIndex(); last > 0 {
-		req := &replication.JoinRequest{NodeID: n.nodeID, Address: n.cfg.Advertise(), Voter: true, LastIndex: last}
-		if err := n.callPeer(ctx, leader, replication.MsgJoin, req, nil); err != nil {
-			n.rt.Logger.Debug("asking for a vote", "error", err)
 		}
 	}
 }

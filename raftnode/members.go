@@ -159,6 +159,9 @@ func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, e
 		return nil, fmt.Errorf("%w: %s answers at %s", replication.ErrMemberExists, s.ID, s.Address)
 	}
 	accepted := &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise()}
+	if !known && r.LastIndex > 0 { // it waited for its vote when it was removed
+		return nil, fmt.Errorf("%w: %s is no member any more", replication.ErrNotFound, r.NodeID)
+	}
 	if known && r.LastIndex > 0 && string(s.Address) == r.Address {
 		if s.Suffrage != raft.Voter { // taken in by an earlier leader
 			n.want(s.ID, r.Voter)

@@ -61,6 +61,7 @@ type Node struct {
 	mu      sync.Mutex
 	state   nodeState
 	waiting string // what Start waits for
+	hasLog  bool   // there is a log, or one is about to be begun
 	changed chan struct{}
 	peers   map[string]replication.PeerConnection
 	wanted  map[raft.ServerID]bool // non-voters to be made voters
@@ -177,7 +178,7 @@ func (n *Node) maxCommandBytes() int { return transport.MaxCommandBytes(n.cfg.Ma
 
 // IsLeader implements replication.Replicator.
 func (n *Node) IsLeader() bool {
-	return n.running() == nil && n.raft.State() == raft.Leader && n.readyTerm.Load() != 0 &&
+	return n.running() == nil && n.raft.State() == raft.Leader && n.readyTerm.Load() == n.raft.CurrentTerm() &&
 		!n.rtrans.hung.Load() && n.applier.Failure() == nil
 }
 
@@ -254,16 +255,17 @@ func (n *Node) TakeSnapshot(ctx context.Context) error {
 	return err
 }
 
-// await waits for a future of hashicorp/raft no longer than ctx. The goroutine
-// ends with the future, at the latest with Raft itself.
+// await waits for a future of hashicorp/raft no longer than ctx and the node.
+// The goroutine ends with the future. Shutdown does not wait for it: a transfer
+// of leadership that Raft has not begun when it stops is never answered.
 func (n *Node) await(ctx context.Context, f raft.Future) error {
 	result := make(chan error, 1)
-	if !n.spawn(func() { result <- f.Error() }) {
-		return replication.ErrClosed
-	}
+	go func() { result <- f.Error() }()
 	select {
 	case err := <-result:
 		return err
+	case <-n.ctx.Done():
+		return replication.ErrClosed
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
 	}
@@ -400,6 +402,9 @@ func (n *Node) fsmOptions() fsm.Options {
 		},
 		OnRestore: func(position uint64) {
 			n.rt.Logger.Info("snapshot restored", "position", position)
+			if err := n.saveIdentity(n.applier.Identity()); err != nil { // the next start can do without, see checkExisting
+				n.rt.Logger.Warn("the history was not noted", "error", err)
+			}
 			n.publish(replication.Event{Type: replication.EventSnapshotInstalled, Position: position})
 		},
 	}

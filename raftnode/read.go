@@ -202,7 +202,21 @@ func (n *Node) ReadBarrier(ctx context.Context, level replication.Consistency) (
 	if err != nil {
 		return 0, err
 	}
+	if err := n.vouched(); err != nil {
+		return 0, err
+	}
 	return index, n.applier.WaitApplied(ctx, index)
+}
+
+// vouched: the storage's position is one of this cluster's log. Where the log
+// is empty nobody has compared their histories yet, which the first snapshot
+// does; until then every index of the log can seem to be applied.
+func (n *Node) vouched() error {
+	if position := n.applier.Position(); position > 0 && n.raft.LastIndex() == 0 {
+		return fmt.Errorf("%w: the storage stands at %d of history %q, and the cluster has not confirmed that this is its own",
+			replication.ErrNotReady, position, n.applier.Identity().History)
+	}
+	return nil
 }
 
 // readIndex asks this node, if it leads, or the leader. A read changes nothing,
@@ -226,6 +240,9 @@ func (n *Node) readIndex(ctx context.Context, level replication.Consistency) (ui
 // WaitApplied implements replication.ConsistentReader.
 func (n *Node) WaitApplied(ctx context.Context, position uint64) error {
 	if err := n.running(); err != nil {
+		return err
+	}
+	if err := n.vouched(); err != nil {
 		return err
 	}
 	return n.applier.WaitApplied(ctx, position)

@@ -43,12 +43,15 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.openLocal(); err != nil {
 		return err
 	}
-	if err := n.openTransport(ctx); err != nil {
-		return err
-	}
 	existing, err := raft.HasExistingState(n.logs, n.logs, n.snaps)
 	if err != nil {
 		return fmt.Errorf("reading the log store: %w", err)
+	}
+	if existing {
+		n.beginLog()
+	}
+	if err := n.openTransport(ctx); err != nil {
+		return err
 	}
 	n.notify = make(chan bool, 16)
 	cfg := raftConfig(n.cfg, n.id(), n.rt.Logger, n.notify)
@@ -68,6 +71,14 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	return n.run(cfg)
+}
+
+// beginLog ends the time in which this node may tell others that it has no
+// cluster.
+func (n *Node) beginLog() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hasLog = true
 }
 
 // openLocal opens and locks the data directory and everything in it.
@@ -214,8 +225,11 @@ func (n *Node) raftPosition() (term, last uint64) {
 func (n *Node) checkExisting(cfg *raft.Config) error {
 	position, storageErr := n.storage.GetWALPosition()
 	own := n.applier.Identity()
-	header, err := n.newestSnapshot()
+	meta, header, err := n.newestSnapshot()
 	if err != nil {
+		return err
+	}
+	if err := n.checkTerm(meta, header); err != nil {
 		return err
 	}
 	last, err := n.logs.LastIndex()
@@ -223,6 +237,19 @@ func (n *Node) checkExisting(cfg *raft.Config) error {
 		return fmt.Errorf("reading the log store: %w", err)
 	}
 	whole := storageErr == nil
+	if whole && header != nil && own.History == "" && position == header.Position && !n.applier.Atomic() {
+		// A storage that keeps no history was restored, and a crash came before
+		// it was noted whose snapshot that was.
+		own = header.Identity
+		n.applier.Adopt(own)
+		if err := n.saveIdentity(own); err != nil {
+			return err
+		}
+	}
+	if whole && header == nil && position > 0 && own.History == "" && n.applier.Atomic() {
+		return fmt.Errorf("%w: the storage stands at %d of no history: it was written to outside of this cluster; empty it to have it replayed",
+			replication.ErrForeignHistory, position)
+	}
 	if whole && position > 0 && header != nil {
 		if own.History != header.Identity.History {
 			return fmt.Errorf("%w: the storage stands at %d of history %q, this node's log is of %q; empty the storage to have it rebuilt",
@@ -244,18 +271,40 @@ func (n *Node) checkExisting(cfg *raft.Config) error {
 	return nil
 }
 
+// checkTerm refuses a log store that knows an earlier term than the newest
+// snapshot: it is another than the one that stood beside it, and with that one
+// went what this node voted for and had acknowledged. Only a founding can have
+// been cut short between the two.
+func (n *Node) checkTerm(meta *raft.SnapshotMeta, header *fsm.Header) error {
+	if meta == nil {
+		return nil
+	}
+	term, err := n.logs.GetUint64(keyCurrentTerm)
+	if err != nil { // "not found", or HasExistingState would have failed
+		term = 0
+	}
+	switch {
+	case term >= meta.Term:
+		return nil
+	case n.cfg.Raft.Bootstrap && meta.Term == 1 && meta.Index == header.Identity.Base:
+		return n.logs.SetUint64(keyCurrentTerm, 1)
+	}
+	return fmt.Errorf("%w: the newest snapshot is of term %d, the log store knows %d: the log was lost, and with it this node's word; "+
+		"remove the data directory to have the node join anew", replication.ErrForeignHistory, meta.Term, term)
+}
+
 // newestSnapshot reads the header of the newest snapshot; nil without one.
-func (n *Node) newestSnapshot() (*fsm.Header, error) {
+func (n *Node) newestSnapshot() (*raft.SnapshotMeta, *fsm.Header, error) {
 	list, err := n.snaps.List()
 	if err != nil || len(list) == 0 {
-		return nil, err
+		return nil, nil, err
 	}
-	_, r, err := n.snaps.Open(list[0].ID)
+	meta, r, err := n.snaps.Open(list[0].ID)
 	if err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", list[0].ID, err)
+		return nil, nil, fmt.Errorf("snapshot %s: %w", list[0].ID, err)
 	}
 	header, _, err := fsm.ReadHeader(r)
-	return header, errors.Join(err, r.Close())
+	return meta, header, errors.Join(err, r.Close())
 }
 
 // run starts hashicorp/raft and the node's own loop.
