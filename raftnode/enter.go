@@ -82,9 +82,10 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		return err
 	}
 	said := ""
+	n.recallJoined()
 	for {
 		views := n.askPeers(ctx)
-		action, reason := decideEntry(n.cfg.Raft.Bootstrap, n.opts.force, views)
+		action, reason := decideEntry(n.cfg.Raft.Bootstrap && !n.joined.Load(), n.opts.force, views)
 		if action == entryJoin && n.opts.mutant.wipedVotes {
 			action = entryBegin
 		}
@@ -98,9 +99,9 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 			n.beginLog()
 			return nil
 		case entryJoin:
-			err := n.join(ctx, views)
+			err := n.setJoined(true) // from here on it founds nothing
 			if err == nil {
-				err = n.setJoined(true)
+				err = n.join(ctx, views)
 			}
 			if err == nil {
 				n.beginLog()

@@ -262,11 +262,47 @@ func (n *Node) forward(ctx context.Context, addr string, cmds []*replication.Com
 	timeout := min(max(time.Until(deadline), time.Millisecond), maxForwardTime)
 	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: timeout.Milliseconds(), Hops: hops + 1}
 	var resp replication.ApplyResponse
+	if cmds[0].RequestID != "" {
+		var stop func()
+		ctx, stop = n.whileLeads(ctx, addr)
+		defer stop()
+	}
 	err := n.callPeer(ctx, addr, replication.MsgApply, req, &resp)
 	if err == nil || replication.NotSent(err) || answered(err) {
 		return resp.Index, err
 	}
 	return 0, fmt.Errorf("%w: sent to the leader at %s: %w", replication.ErrUnknownOutcome, addr, err)
+}
+
+// whileLeads returns a context that also ends when another node has led than
+// the one at addr for an election timeout: the old leader, cut off or with a
+// hung disk, may never answer, and a write that can be repeated is better off
+// with the new one.
+func (n *Node) whileLeads(ctx context.Context, addr string) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watching := n.spawn(func() {
+		for {
+			changed := n.leaderChanged()
+			timer := time.NewTimer(n.cfg.Raft.ElectionTimeout)
+			now, known := n.leaderRoute()
+			select {
+			case <-changed:
+			case <-timer.C:
+				if known && now != addr {
+					cancel(fmt.Errorf("%w: %s no longer leads", replication.ErrNotLeader, addr))
+				}
+			case <-ctx.Done():
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return
+			}
+		}
+	})
+	if !watching {
+		cancel(replication.ErrClosed)
+	}
+	return ctx, func() { cancel(nil) }
 }
 
 // answered: the error is one that the peer sent, so it says itself what became

@@ -206,8 +206,10 @@ func (n *Node) askForVote(ctx context.Context, leader string, seen *replication.
 	}
 }
 
-// joinedKey is where the log store keeps whether this node waits for its vote:
-// a non-voter that restarts goes on reminding the leader.
+// joinedKey is where the log store keeps whether this node has asked to be taken
+// in and waits for its vote: a non-voter that restarts goes on reminding the
+// leader, and a founder that lost its disk, and was removed to be taken in
+// again when one of them stopped, does not found a second time.
 var joinedKey = []byte("replication/joined")
 
 func (n *Node) setJoined(joined bool) error {
