@@ -154,7 +154,7 @@ func testRecords(t *testing.T, n *th.Network, secret string, f th.Faults, breaks
 	office.serve(server)
 	n.SetDefaultFaults(f)
 	c := connectAnyhow(t, client, "s:7688")
-	const callers, calls = 4, 50
+	const callers, calls = 4, 30
 	var wg sync.WaitGroup
 	var failed atomic.Int64
 	for i := range callers {
@@ -288,7 +288,7 @@ func TestCallsWhileTheirConnectionEnds(t *testing.T) {
 				}
 			})
 		}
-		for range 100 {
+		for range 50 {
 			virtual(15 * time.Millisecond)
 			n.Drop("s", "c")
 		}
