@@ -37,7 +37,7 @@ func CheckProgress(bound time.Duration, try func(context.Context) error) (time.D
 			return took, nil
 		case err == nil:
 			return took, fmt.Errorf("%w of %s: it took %s", ErrNoProgress, bound, took)
-		case !pause(ctx, retryPause):
+		case !pauseFor(ctx, retryPause):
 			return took, fmt.Errorf("%w of %s: %w", ErrNoProgress, bound, err)
 		}
 	}

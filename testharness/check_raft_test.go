@@ -94,18 +94,18 @@ func (p *pipeNet) isolate(addr string, cut bool) {
 	}
 }
 
-type raftMember struct {
+type trioMember struct {
 	addr  string
 	repl  replication.Replicator
 	store *MemStore
 }
 
 // raftTrio starts three Raft nodes over MemStores.
-func raftTrio(t *testing.T, network *pipeNet) []*raftMember {
+func raftTrio(t *testing.T, network *pipeNet) []*trioMember {
 	t.Helper()
-	members := make([]*raftMember, 3)
+	members := make([]*trioMember, 3)
 	for i := range members {
-		members[i] = &raftMember{addr: fmt.Sprintf("10.0.0.%d:7688", i+1), store: NewMemStore()}
+		members[i] = &trioMember{addr: fmt.Sprintf("10.0.0.%d:7688", i+1), store: NewMemStore()}
 	}
 	var wg sync.WaitGroup
 	var closers []func() error
@@ -119,11 +119,11 @@ func raftTrio(t *testing.T, network *pipeNet) []*raftMember {
 			}
 		}
 		tr, err := transport.New(transport.Options{NodeID: cfg.NodeID, ClusterID: cfg.Raft.ClusterID, Secret: []byte("0123456789abcdef"),
-			Logger: quiet(), Listen: network.listen, Dial: network.dialer(m.addr)})
+			Logger: scenarioLogger(), Listen: network.listen, Dial: network.dialer(m.addr)})
 		require.NoError(t, err)
 		wg.Go(func() { _ = tr.Listen(context.Background(), m.addr, nil) })
 		m.repl, err = replication.New(cfg, m.store, replication.Modes{replication.ModeRaft: raftnode.New},
-			replication.WithLogger(quiet()), replication.WithTransport(tr))
+			replication.WithLogger(scenarioLogger()), replication.WithTransport(tr))
 		require.NoError(t, err)
 		closers = append(closers, m.repl.Shutdown, tr.Close)
 	}
@@ -144,7 +144,7 @@ func raftTrio(t *testing.T, network *pipeNet) []*raftMember {
 	return members
 }
 
-func leaderOf(members []*raftMember) *raftMember {
+func leaderOf(members []*trioMember) *trioMember {
 	for _, m := range members {
 		if m.repl.IsLeader() {
 			return m
@@ -220,7 +220,7 @@ func TestChecksHoldOnARaftCluster(t *testing.T) {
 
 // allAgree makes a write through each node, waits for it everywhere and notes
 // what the nodes hold.
-func allAgree(ctx context.Context, h *History, members []*raftMember, seen *Observations) error {
+func allAgree(ctx context.Context, h *History, members []*trioMember, seen *Observations) error {
 	var last uint64
 	for _, m := range members {
 		op := h.Client(Target{m.repl, m.store.Property}).Create(ctx)
@@ -254,7 +254,7 @@ func TestAStaleReadOfACutOffLeaderIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := &pipeNet{listeners: map[string]*pipeListener{}, conns: map[net.Conn][2]string{}, cut: map[string]bool{}}
 		members := raftTrio(t, network)
-		var old *raftMember
+		var old *trioMember
 		_, err := CheckProgress(time.Minute, func(context.Context) error {
 			if old = leaderOf(members); old == nil {
 				return replication.ErrNoLeader

@@ -112,7 +112,7 @@ func like(o Opened) replication.Storage {
 // checkCallsAreDurable: each call of the storage itself takes effect as a whole
 // and is there after a crash.
 func checkCallsAreDurable(c *suite) {
-	for i, s := range []step{
+	for i, s := range []operationStep{
 		createNode(0, nil), createNode(1, nil), createEdge(0, 1, 0, nil), createEdge(1, 0, 0, nil), setProperty(0, "k", int64(1), nil),
 		updateNode(1, nil), {"SetWALPosition", func(s replication.Storage) error { return s.SetWALPosition(9) }, nil},
 		deleteEdge(1, 0, 0, nil), createEdge(0, 0, 0, nil), deleteNode(0, nil), createNode(0, nil),

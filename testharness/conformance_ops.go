@@ -8,31 +8,31 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A step is a call and the verdict that it must get; nil is success.
-type step struct {
+// An operationStep is a call and the verdict that it must get; nil is success.
+type operationStep struct {
 	what string
 	call func(replication.Storage) error
 	want error
 }
 
-func createNode(i int, want error) step {
-	return step{fmt.Sprint("CreateNode ", i), func(s replication.Storage) error {
+func createNode(i int, want error) operationStep {
+	return operationStep{fmt.Sprint("CreateNode ", i), func(s replication.Storage) error {
 		return s.CreateNode(&replication.Node{ID: universeNode(i)})
 	}, want}
 }
 
-func updateNode(i int, want error) step {
-	return step{fmt.Sprint("UpdateNode ", i), func(s replication.Storage) error {
+func updateNode(i int, want error) operationStep {
+	return operationStep{fmt.Sprint("UpdateNode ", i), func(s replication.Storage) error {
 		return s.UpdateNode(&replication.Node{ID: universeNode(i), Labels: []string{"New"}, Properties: map[string]any{"b": int64(2)}})
 	}, want}
 }
 
-func deleteNode(i int, want error) step {
-	return step{fmt.Sprint("DeleteNode ", i), func(s replication.Storage) error { return s.DeleteNode(universeNode(i)) }, want}
+func deleteNode(i int, want error) operationStep {
+	return operationStep{fmt.Sprint("DeleteNode ", i), func(s replication.Storage) error { return s.DeleteNode(universeNode(i)) }, want}
 }
 
-func setProperty(i int, key string, value any, want error) step {
-	return step{fmt.Sprint("SetProperty ", i, " ", key), func(s replication.Storage) error {
+func setProperty(i int, key string, value any, want error) operationStep {
+	return operationStep{fmt.Sprint("SetProperty ", i, " ", key), func(s replication.Storage) error {
 		return s.SetProperty(universeNode(i), key, value)
 	}, want}
 }
@@ -41,32 +41,32 @@ func testEdge(from, to, id int) *replication.Edge {
 	return &replication.Edge{ID: universeEdgeID(id), StartNode: universeNode(from), EndNode: universeNode(to), Type: universeType(0)}
 }
 
-func createEdge(from, to, id int, want error) step {
-	return step{fmt.Sprint("CreateEdge ", from, to, id), func(s replication.Storage) error { return s.CreateEdge(testEdge(from, to, id)) }, want}
+func createEdge(from, to, id int, want error) operationStep {
+	return operationStep{fmt.Sprint("CreateEdge ", from, to, id), func(s replication.Storage) error { return s.CreateEdge(testEdge(from, to, id)) }, want}
 }
 
-func deleteEdge(from, to, kind int, want error) step {
-	return step{fmt.Sprint("DeleteEdge ", from, to, kind), func(s replication.Storage) error {
+func deleteEdge(from, to, kind int, want error) operationStep {
+	return operationStep{fmt.Sprint("DeleteEdge ", from, to, kind), func(s replication.Storage) error {
 		return s.DeleteEdge(universeNode(from), universeNode(to), universeType(kind))
 	}, want}
 }
 
-func updateEdge(from, to, id int, props map[string]any, want error) step {
-	return step{fmt.Sprint("UpdateEdge ", from, to, id), func(s replication.Storage) error {
+func updateEdge(from, to, id int, props map[string]any, want error) operationStep {
+	return operationStep{fmt.Sprint("UpdateEdge ", from, to, id), func(s replication.Storage) error {
 		e := testEdge(from, to, id)
 		e.Properties = props
 		return s.(replication.EdgeStorage).UpdateEdge(e)
 	}, want}
 }
 
-func deleteEdgeByID(id int, want error) step {
-	return step{fmt.Sprint("DeleteEdgeByID ", id), func(s replication.Storage) error {
+func deleteEdgeByID(id int, want error) operationStep {
+	return operationStep{fmt.Sprint("DeleteEdgeByID ", id), func(s replication.Storage) error {
 		return s.(replication.EdgeStorage).DeleteEdgeByID(universeEdgeID(id))
 	}, want}
 }
 
 // steps makes calls, whose verdicts must be right.
-func (c *suite) steps(steps ...step) {
+func (c *suite) steps(steps ...operationStep) {
 	c.Helper()
 	for i, s := range steps {
 		c.verdict(s.want, s.call(c.Storage), "step %d, %s", i, s.what)
@@ -183,7 +183,7 @@ func checkVerdictsChangeNothing(c *suite) {
 	for range 100 {
 		deep = []any{deep}
 	}
-	refused := []step{
+	refused := []operationStep{
 		createNode(0, replication.ErrExists), updateNode(3, replication.ErrNotFound), deleteNode(3, replication.ErrNotFound),
 		createEdge(0, 0, 0, replication.ErrExists), createEdge(0, 3, 0, replication.ErrMissingEnd), createEdge(3, 0, 0, replication.ErrMissingEnd),
 		deleteEdge(0, 1, 0, replication.ErrNotFound), setProperty(3, "k", 1, replication.ErrNotFound),

@@ -228,14 +228,14 @@ func (c *Client) tries(ctx context.Context, ask func(Target) (uint64, error)) (r
 		if open {
 			result.Outcome = OutcomeUnknown
 		}
-		if len(c.targets) == 1 || !pause(ctx, retryPause) {
+		if len(c.targets) == 1 || !pauseFor(ctx, retryPause) {
 			return result
 		}
 	}
 }
 
-// pause waits, unless ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
+// pauseFor waits, unless ctx ends first.
+func pauseFor(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

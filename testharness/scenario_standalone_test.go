@@ -20,12 +20,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func quiet() replication.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func scenarioLogger() replication.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 // startStandalone starts a standalone node, which the test's end shuts down.
 func startStandalone(t *testing.T, s replication.Storage) replication.Replicator {
 	t.Helper()
-	r, err := replication.New(replication.DefaultConfig(), s, nil, replication.WithLogger(quiet()))
+	r, err := replication.New(replication.DefaultConfig(), s, nil, replication.WithLogger(scenarioLogger()))
 	require.NoError(t, err)
 	require.NoError(t, r.Start(context.Background()))
 	t.Cleanup(func() { require.NoError(t, r.Shutdown()) })
