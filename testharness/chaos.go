@@ -167,7 +167,7 @@ func (r *chaosRun) everywhere(ctx context.Context, client *Client, cmd *replicat
 				return fmt.Errorf("%w of %s: %w", ErrNoProgress, within, op.Err)
 			}
 		}
-		if !pause(ctx, retryPause) {
+		if !pauseFor(ctx, retryPause) {
 			return fmt.Errorf("%w of %s: no node is up", ErrNoProgress, within)
 		}
 	}
@@ -238,7 +238,7 @@ func (r *chaosRun) perform(until, ctx context.Context, d *director, plan []Step)
 		if begins {
 			at = plan[next].At
 		}
-		if !pause(until, at-time.Since(start)) && until.Err() != nil {
+		if !pauseFor(until, at-time.Since(start)) && until.Err() != nil {
 			break
 		}
 		switch {
@@ -268,7 +268,7 @@ func (r *chaosRun) client(ctx context.Context, number uint64) {
 	for i := range r.Operations / r.Clients {
 		what, register, first, many, again := rng.Float64(), rng.IntN(r.Registers), rng.IntN(len(r.c.Members)), rng.IntN(2) == 0, rng.Float64()
 		timeout := time.Duration((0.5 + 4*rng.Float64()) * float64(time.Second))
-		if !pause(ctx, time.Duration(2*rng.Float64()*gap)) {
+		if !pauseFor(ctx, time.Duration(2*rng.Float64()*gap)) {
 			return
 		}
 		targets := r.targets()

@@ -81,11 +81,11 @@ func (n *Network) Bridge(middle string) {
 func (n *Network) Flap(ctx context.Context, groupA, groupB []string, down, up time.Duration) {
 	for ctx.Err() == nil {
 		n.Partition(groupA, groupB)
-		pause(ctx, down)
+		pauseFor(ctx, down)
 		n.mu.Lock()
 		n.between(groupA, groupB, n.heal)
 		n.mu.Unlock()
-		pause(ctx, up)
+		pauseFor(ctx, up)
 	}
 }
 
