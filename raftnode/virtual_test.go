@@ -25,6 +25,7 @@ type memoryNet struct {
 	listeners map[string]*memoryListener
 	conns     map[net.Conn]string // to the address at the other end
 	cut       map[string]bool
+	wrap      func(net.Conn) net.Conn // the dialler's end; nil: as it is
 }
 
 type memoryListener struct {
@@ -71,6 +72,9 @@ func (m *memoryNet) dialer(from string) func(context.Context, string) (net.Conn,
 		}
 		select {
 		case l.conns <- there:
+			if m.wrap != nil {
+				return m.wrap(here), nil
+			}
 			return here, nil
 		case <-l.done:
 			return nil, fmt.Errorf("%s refuses", to)
