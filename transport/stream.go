@@ -122,7 +122,7 @@ func (s *StreamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	if err != nil {
 		return nil, err
 	}
-	lc, ok := s.add(c, s.outgoing)
+	lc, ok := s.add(&patientConn{Conn: c}, s.outgoing)
 	if !ok {
 		return nil, net.ErrClosed
 	}
