@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -101,4 +102,17 @@ func TestPlainStorageRemembersAfterRestartWhatItRememberedBefore(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want, have)
 	require.Equal(t, uint64(3), want.Nodes)
+}
+
+// TestDecodingALargeEntryCostsNoMultipleOfItsSquare: every node decodes every
+// entry before it applies anything behind it.
+func TestDecodingALargeEntryCostsNoMultipleOfItsSquare(t *testing.T) {
+	const size = 4 << 20
+	entry := logOf(t, 1, &replication.Command{Type: replication.CmdEmbedder, Data: make([]byte, size)})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := DecodeEntry(entry.Data)
+	require.NoError(t, err)
+	runtime.ReadMemStats(&after)
+	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(64*size))
 }
