@@ -46,13 +46,27 @@ type wireCommand struct {
 	HasTimestamp bool
 }
 
-func msgpackHandle() *codec.MsgpackHandle {
+// minInitLen is what a length in the input may make the decoder allocate at
+// once, in elements.
+const minInitLen = 1024
+
+func msgpackHandle(initLen int) *codec.MsgpackHandle {
 	h := &codec.MsgpackHandle{WriteExt: true}
-	h.MaxInitLen = 1024 // what a length in the input may make it allocate at once
+	h.MaxInitLen = initLen
 	return h
 }
 
-var handle = msgpackHandle()
+var handle = msgpackHandle(minInitLen)
+
+// handleFor is the handle to decode data with. The decoder reads a byte string
+// in steps of MaxInitLen and copies all before at each, so the step grows with
+// the data, or a large string would cost its square.
+func handleFor(data []byte) *codec.MsgpackHandle {
+	if initLen := len(data) / 64; initLen > minInitLen {
+		return msgpackHandle(initLen)
+	}
+	return handle
+}
 
 // EncodeEntry encodes the groups of one log entry.
 func EncodeEntry(groups []replication.Group) ([]byte, error) {
@@ -138,7 +152,7 @@ func decodeBytes(data []byte, v any) (err error) {
 			err = fmt.Errorf("msgpack: %v", r)
 		}
 	}()
-	dec := codec.NewDecoderBytes(data, handle)
+	dec := codec.NewDecoderBytes(data, handleFor(data))
 	if err := dec.Decode(v); err != nil {
 		return err
 	}
