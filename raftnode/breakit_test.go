@@ -17,6 +17,7 @@ import (
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/nornicdb/replication/raftnode"
+	"github.com/nornicdb/replication/transport"
 	"github.com/stretchr/testify/require"
 )
 
@@ -360,4 +361,34 @@ func TestLargeCommandGetsThroughASlowLink(t *testing.T) {
 		require.NoError(t, leader.repl.Apply(putNode(t, "large", strings.Repeat("x", 8<<20)), 5*time.Minute))
 		require.NoError(t, leader.repl.Apply(putNode(t, "behind", 1), time.Minute))
 	})
+}
+
+// TestVoterThatAnswersIsNotTakenForWiped: a Join that was on its way for long
+// must not cost a healthy voter its vote, and the cluster its reserve.
+func TestVoterThatAnswersIsNotTakenForWiped(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.startAll()
+	leader := c.leader()
+	require.NoError(t, leader.repl.Apply(putNode(t, "a", 1), patience))
+	voter := c.others(leader)[0]
+	late, err := transport.New(transport.Options{NodeID: voter.cfg.NodeID, ClusterID: voter.cfg.Raft.ClusterID,
+		Secret: []byte(voter.cfg.Secret), Logger: quietLogger()})
+	require.NoError(t, err)
+	defer late.Close()
+	conn, err := late.Connect(withTimeout(t), leader.cfg.BindAddr)
+	require.NoError(t, err)
+	events, cancel := leader.repl.(replication.Subscriber).Subscribe(1024)
+	defer cancel()
+	req := &replication.JoinRequest{NodeID: voter.cfg.NodeID, Address: voter.cfg.BindAddr, Voter: true}
+	err = conn.(replication.Caller).Call(withTimeout(t), replication.MsgJoin, req, nil)
+	require.ErrorIs(t, err, replication.ErrMemberExists)
+	for {
+		select {
+		case e := <-events:
+			require.NotEqual(t, replication.EventMemberChanged, e.Type)
+			continue
+		default:
+		}
+		break
+	}
 }
