@@ -82,8 +82,25 @@ func (n *Node) RemoveMember(ctx context.Context, id string, force bool) error {
 			return err
 		}
 	}
+	done, err := n.beginChange(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	n.want(s.ID, false)
 	return n.await(ctx, n.raft.RemoveServer(s.ID, 0, timeLeft(ctx)))
+}
+
+// beginChange waits for its turn to change the membership: what one change has
+// found before it is proposed must not be undone by another in between. A
+// member that is removed would come back with the vote it was to get.
+func (n *Node) beginChange(ctx context.Context) (done func(), err error) {
+	select {
+	case n.changing <- struct{}{}:
+		return func() { <-n.changing }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: another change of the membership is under way: %w", replication.ErrTimeout, context.Cause(ctx))
+	}
 }
 
 // quorumWithout says whether the voters but one have a quorum that answers now:
@@ -137,7 +154,7 @@ func (n *Node) TransferLeadership(ctx context.Context, id string) error {
 // handleJoin serves code 13: an empty node asks to be taken in. A voter of its
 // ID has lost its disk, and with it what it voted for: it is removed, which a
 // quorum without it has to commit, and added again as a non-voter. An ID whose
-// node answers elsewhere is a mistake and refused.
+// node answers is another's, or the request is late: refused.
 func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, error) {
 	var r replication.JoinRequest
 	if err := json.Unmarshal(req.Payload, &r); err != nil {
@@ -154,8 +171,15 @@ func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, e
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(5*n.cfg.Raft.ElectionTimeout, 3*time.Second))
 	defer cancel()
+	done, err := n.beginChange(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	s, known := n.server(raft.ServerID(r.NodeID))
-	if known && n.answers(s.ID) && string(s.Address) != r.Address {
+	// One that asks with an empty disk answers nothing until it is taken in; if
+	// it did a moment ago, it asks again.
+	if known && n.answers(s.ID) && (string(s.Address) != r.Address || s.Suffrage == raft.Voter && r.LastIndex == 0) {
 		return nil, fmt.Errorf("%w: %s answers at %s", replication.ErrMemberExists, s.ID, s.Address)
 	}
 	accepted := &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise()}
@@ -198,6 +222,12 @@ func (n *Node) handleLeave(ctx context.Context, req *replication.Request) (any, 
 // promoteCaughtUp makes voters of the non-voters that are wanted as such and
 // have nearly the whole log. It runs on the leader, again and again.
 func (n *Node) promoteCaughtUp() {
+	select {
+	case n.changing <- struct{}{}:
+		defer func() { <-n.changing }()
+	default:
+		return // another time
+	}
 	for _, s := range n.servers() {
 		n.mu.Lock()
 		wanted := n.wanted[s.ID]

@@ -56,6 +56,9 @@ type Node struct {
 	progress  lagTracker
 	// joined: this node asked to be taken in, and is not a voter yet.
 	joined atomic.Bool
+	// changing holds one token while a change of the membership is decided and
+	// proposed by this node.
+	changing chan struct{}
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -89,7 +92,7 @@ var (
 )
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) (*Node, error) {
-	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1),
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1), changing: make(chan struct{}, 1),
 		peers: make(map[string]replication.PeerConnection), wanted: make(map[raft.ServerID]bool), done: make(chan struct{}), started: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n, nil
