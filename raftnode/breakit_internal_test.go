@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/stretchr/testify/require"
@@ -156,4 +158,34 @@ func TestShutdownWaitsForNoTransferThatNobodyStarts(t *testing.T) {
 		<-down
 	}
 	<-ended
+}
+
+// deafStore hangs in reads until released.
+type deafStore struct {
+	raft.InmemStore
+	entered, release chan struct{}
+}
+
+func (s *deafStore) GetLog(i uint64, l *raft.Log) error {
+	close(s.entered)
+	<-s.release
+	return s.InmemStore.GetLog(i, l)
+}
+
+// TestHangingReadsOfTheLogAreNoticedToo: a leader that cannot read its log sends
+// nothing but heartbeats, and nobody else is elected.
+func TestHangingReadsOfTheLogAreNoticedToo(t *testing.T) {
+	s := &deafStore{InmemStore: *raft.NewInmemStore(), entered: make(chan struct{}), release: make(chan struct{})}
+	start := time.Unix(0, 0)
+	var passed atomic.Int64
+	w := newWatchedStore(s, func() time.Time { return start.Add(time.Duration(passed.Load())) })
+	require.NoError(t, s.StoreLog(&raft.Log{Index: 1}))
+	done := make(chan error, 1)
+	go func() { done <- w.GetLog(1, new(raft.Log)) }()
+	<-s.entered
+	passed.Store(int64(time.Second))
+	require.Equal(t, time.Second, w.stuckFor())
+	close(s.release)
+	require.NoError(t, <-done)
+	require.Zero(t, w.stuckFor())
 }
