@@ -82,7 +82,7 @@ func (n *Node) judge(h *replication.HealthStatus) {
 		bad("log_failed", "the log lost its tail to a failed write; restart the node: %v", err)
 	}
 	if n.rtrans.hung.Load() {
-		bad("disk_hung", "a write to the log store has not returned for %s", n.logs.stuckFor().Round(time.Millisecond))
+		bad("disk_hung", "a call of the log store has not returned for %s", n.logs.stuckFor().Round(time.Millisecond))
 	}
 	switch {
 	case h.LeaderID == "":

@@ -16,7 +16,7 @@ const (
 )
 
 // watchedStore is a log store that keeps recent entries in memory and knows for
-// how long a write to it has been under way: a hung disk blocks hashicorp/raft's
+// how long a call of it has been under way: a hung disk blocks hashicorp/raft's
 // main loop while its heartbeats go on.
 type watchedStore struct {
 	LogStore
@@ -24,7 +24,7 @@ type watchedStore struct {
 
 	// mu guards the fields below.
 	mu      sync.Mutex
-	calls   map[int]time.Time // writes under way, by a running number
+	calls   map[int]time.Time // calls under way, by a running number
 	lastID  int
 	entries [cachedEntries]*raft.Log // at index modulo the size
 	cut     bool                     // a tail was deleted, and nothing stored since
@@ -46,7 +46,7 @@ func (w *watchedStore) IsMonotonic() bool {
 	return ok && m.IsMonotonic()
 }
 
-// stuckFor is the age of the oldest write under way; 0 where there is none.
+// stuckFor is the age of the oldest call under way; 0 where there is none.
 func (w *watchedStore) stuckFor() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -57,8 +57,8 @@ func (w *watchedStore) stuckFor() time.Duration {
 	return longest
 }
 
-// write runs a write of the store under watch.
-func (w *watchedStore) write(f func() error) error {
+// watch runs a call of the store under watch.
+func (w *watchedStore) watch(f func() error) error {
 	w.mu.Lock()
 	w.lastID++
 	id := w.lastID
@@ -77,7 +77,7 @@ func (w *watchedStore) StoreLog(log *raft.Log) error { return w.StoreLogs([]*raf
 
 // StoreLogs implements raft.LogStore.
 func (w *watchedStore) StoreLogs(logs []*raft.Log) error {
-	err := w.write(func() error { return w.LogStore.StoreLogs(logs) })
+	err := w.watch(func() error { return w.LogStore.StoreLogs(logs) })
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range logs {
@@ -112,7 +112,19 @@ func (w *watchedStore) GetLog(index uint64, out *raft.Log) error {
 		*out = *cached
 		return nil
 	}
-	return w.LogStore.GetLog(index, out)
+	return w.watch(func() error { return w.LogStore.GetLog(index, out) })
+}
+
+// FirstIndex implements raft.LogStore.
+func (w *watchedStore) FirstIndex() (index uint64, err error) {
+	err = w.watch(func() error { index, err = w.LogStore.FirstIndex(); return err })
+	return index, err
+}
+
+// LastIndex implements raft.LogStore.
+func (w *watchedStore) LastIndex() (index uint64, err error) {
+	err = w.watch(func() error { index, err = w.LogStore.LastIndex(); return err })
+	return index, err
 }
 
 // DeleteRange implements raft.LogStore.
@@ -124,7 +136,7 @@ func (w *watchedStore) DeleteRange(first, last uint64) error {
 		}
 	}
 	w.mu.Unlock()
-	return w.write(func() error {
+	return w.watch(func() error {
 		begin, err := w.LogStore.FirstIndex()
 		if err == nil {
 			err = w.LogStore.DeleteRange(first, last)
@@ -140,10 +152,10 @@ func (w *watchedStore) DeleteRange(first, last uint64) error {
 
 // Set implements raft.StableStore.
 func (w *watchedStore) Set(key, value []byte) error {
-	return w.write(func() error { return w.LogStore.Set(key, value) })
+	return w.watch(func() error { return w.LogStore.Set(key, value) })
 }
 
 // SetUint64 implements raft.StableStore.
 func (w *watchedStore) SetUint64(key []byte, value uint64) error {
-	return w.write(func() error { return w.LogStore.SetUint64(key, value) })
+	return w.watch(func() error { return w.LogStore.SetUint64(key, value) })
 }
