@@ -38,6 +38,7 @@ func TestLayering(t *testing.T) {
 		"/fsm/boltgraph":      {""},
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
+		"/region/conflict":    {""},
 		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, "./...").Output()

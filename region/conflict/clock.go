@@ -1,0 +1,28 @@
+package conflict
+
+// A time is a hybrid logical clock: 48 bit of milliseconds, 16 bit of counter.
+const counterBits = 16
+
+// maxTime bounds the times that are taken from others, at half the range, so
+// that a clock that follows one still has room to tick.
+const maxTime = 1 << 63
+
+// maxWallMS is what fits below maxTime.
+const maxWallMS = maxTime>>counterBits - 1
+
+// tick returns the time of a new write: later than last, and not before the wall.
+func tick(last, wallMS uint64) uint64 {
+	return max(last+1, min(wallMS, maxWallMS)<<counterBits)
+}
+
+// observe returns the clock after a remote time was seen. A time further ahead
+// of the wall than maxOffsetMS (0: no bound) is not followed.
+func observe(last, remote, wallMS, maxOffsetMS uint64) (clock uint64, ahead bool) {
+	if maxOffsetMS > 0 && remote>>counterBits > min(wallMS, maxWallMS)+maxOffsetMS {
+		return last, true
+	}
+	return max(last, remote), false
+}
+
+// WallMS is the millisecond part of a time.
+func WallMS(time uint64) uint64 { return time >> counterBits }

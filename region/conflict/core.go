@@ -1,0 +1,302 @@
+package conflict
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/nornicdb/replication"
+)
+
+// Core is the state machine, for the length of one Storage transaction. It is
+// deterministic: the same calls on the same Store give the same Store. It is
+// not safe for concurrent use. After an error that is neither a verdict nor
+// one of this package's answers the transaction must be rolled back and the
+// Core thrown away; every later call returns that error.
+type Core struct {
+	store  Store
+	head   header
+	counts Counts
+	failed error
+
+	// while an entry is applied
+	w     write
+	nodes map[string]*node
+	edges map[edgeKey]*edge
+}
+
+// write is the name, time and context of the entry that is being applied.
+type write struct {
+	dot   Dot
+	time  uint64
+	ctx   Vector
+	fixes bool // by Resolve
+}
+
+// Field is a kind of thing about which regions can be in conflict.
+type Field string
+
+// The fields.
+const (
+	FieldNode     Field = "node"     // whether it exists
+	FieldLabels   Field = "labels"   // of a node
+	FieldProperty Field = "property" // of a node
+	FieldEdge     Field = "edge"     // with its properties
+)
+
+// Counts are what happened since Load, for metrics.
+type Counts struct {
+	Conflicts         map[Field]uint64 // that arose
+	SettledByWrite    uint64
+	SettledByResolve  uint64
+	Merged, Duplicate uint64 // remote entries
+	Gaps              uint64
+	ClockAhead        uint64 // remote times that the clock did not follow
+}
+
+// Load reads the state of region self. In a Store without it everything in the
+// graph counts as settled: all regions must begin with the same graph. The
+// settings must be the replicated ones: ErrSettings.
+func Load(store Store, self string, settings Settings) (*Core, error) {
+	if err := settings.Validate(); err != nil {
+		return nil, err
+	}
+	index, ok := settings.index(self)
+	if !ok {
+		return nil, fmt.Errorf("%w: region %q is not one of %q", ErrSettings, self, settings.Regions)
+	}
+	c := &Core{store: store, head: header{settings: settings, self: index},
+		nodes: make(map[string]*node), edges: make(map[edgeKey]*edge)}
+	row, err := store.GetMeta([]byte(rowHeader))
+	if err != nil || row == nil {
+		return c, err
+	}
+	if c.head, err = decodeHeader(row); err != nil {
+		return nil, err
+	}
+	if c.head.self != index || !c.head.settings.equal(&settings) {
+		return nil, fmt.Errorf("%w: region %s of %+v is configured, the storage has region %s of %+v", ErrSettings,
+			self, settings, c.head.settings.Regions[c.head.self], c.head.settings)
+	}
+	return c, nil
+}
+
+// Applied says what is applied of each region's stream.
+func (c *Core) Applied() Vector { return c.head.applied }
+
+// Clock is the time of the latest own write, or a remote one if that is later.
+func (c *Core) Clock() uint64 { return c.head.lastTime }
+
+// Counts are the counters since Load.
+func (c *Core) Counts() Counts { return c.counts }
+
+// Cut is the stable cut: what all regions are known to have applied.
+func (c *Core) Cut() Vector {
+	cut := c.head.applied
+	for i := range c.head.settings.Regions {
+		if i == int(c.head.self) {
+			continue
+		}
+		if mutants.cutFromAcks {
+			cut.meet(&mutants.acks[i])
+			continue
+		}
+		cut.meet(&c.head.seen[i])
+	}
+	return cut
+}
+
+func (c *Core) reset() {
+	clear(c.nodes)
+	clear(c.edges)
+}
+
+// Local applies a client's commands as one write, all or none, checked against
+// what this region shows. wallMS is the proposing leader's wall reading. The
+// entry goes to the region's outbox; it is nil where there was nothing to do.
+// A verdict says that nothing was changed; ErrOpaqueWrite, that a command's
+// effects are not known.
+func (c *Core) Local(wallMS uint64, cmds ...*replication.Command) (*Entry, error) {
+	for _, cmd := range cmds {
+		if cmd.Type == replication.CmdCypher || cmd.Type >= replication.CmdEmbedder {
+			return nil, fmt.Errorf("%w: %s", replication.ErrOpaqueWrite, cmd.Type)
+		}
+	}
+	return c.own(wallMS, false, func(l *local) error {
+		for _, cmd := range cmds {
+			if err := replication.Dispatch(l, cmd); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// own makes an own entry of the effects that fn asks for.
+func (c *Core) own(wallMS uint64, fixes bool, fn func(*local) error) (*Entry, error) {
+	if c.failed != nil {
+		return nil, c.failed
+	}
+	before, counts := c.head, c.counts
+	self := c.head.self
+	c.head.lastTime = tick(c.head.lastTime, wallMS)
+	c.w = write{dot: Dot{self, c.head.applied[self] + 1}, time: c.head.lastTime, ctx: c.head.applied, fixes: fixes}
+	l := &local{c: c, e: &Entry{Dot: c.w.dot, Time: c.w.time, Context: c.w.ctx}}
+	c.head.applied[self]++
+	err := fn(l)
+	if err == nil && len(l.e.ops) > MaxEntryOps {
+		err = fmt.Errorf("%w: %d effects, at most %d", replication.ErrInvalidCommand, len(l.e.ops), MaxEntryOps)
+	}
+	if err != nil || l.e.Mark() && !l.mark {
+		c.head, c.counts = before, counts
+		c.reset()
+		if err == nil || answer(err) {
+			return nil, err
+		}
+		return nil, c.fail(err)
+	}
+	c.head.unmarked = false
+	return l.e, c.finish()
+}
+
+// answer tells answers, after which nothing was changed, from failures.
+func answer(err error) bool {
+	_, verdict := replication.Verdict(err)
+	return verdict || errors.Is(err, ErrNoConflict) || errors.Is(err, ErrVersionsChanged)
+}
+
+// NeedsMark says that other regions wait to hear what this one has applied,
+// and no own write has told them.
+func (c *Core) NeedsMark() bool { return c.head.unmarked }
+
+// Mark makes a mark: an entry without effects. An idle region streams one each
+// second while NeedsMark.
+func (c *Core) Mark(wallMS uint64) (*Entry, error) {
+	return c.own(wallMS, false, func(l *local) error {
+		l.mark = true
+		return nil
+	})
+}
+
+// Remote merges an entry of another region's stream. wallMS is the proposing
+// leader's wall reading. fresh is false for a duplicate, which changes nothing.
+// ErrGap and ErrInvalidEntry are answers to the sender, ErrAhead is an alarm;
+// nothing was changed.
+func (c *Core) Remote(wallMS uint64, e *Entry) (fresh bool, err error) {
+	if c.failed != nil {
+		return false, c.failed
+	}
+	if err := c.accept(e); err != nil {
+		return false, err
+	}
+	have := c.head.applied[e.Dot.Region]
+	if e.Dot.Pos <= have && !mutants.noDedupe {
+		c.counts.Duplicate++
+		return false, nil
+	}
+	if e.Dot.Pos > have+1 {
+		c.counts.Gaps++
+		return false, &GapError{Want: have + 1, Got: e.Dot.Pos}
+	}
+	if !e.Context.Contains(&c.head.seen[e.Dot.Region]) && !mutants.noDedupe {
+		return false, fmt.Errorf("%w: context %v after %v", ErrInvalidEntry, e.Context, c.head.seen[e.Dot.Region])
+	}
+	clock, ahead := observe(c.head.lastTime, e.Time, wallMS, c.head.settings.MaxClockOffsetMS)
+	if ahead {
+		c.counts.ClockAhead++
+	}
+	if !mutants.clockStandsStill {
+		c.head.lastTime = clock
+	}
+	c.w = write{dot: e.Dot, time: e.Time, ctx: e.Context}
+	c.head.applied[e.Dot.Region] = max(have, e.Dot.Pos)
+	seen := &c.head.seen[e.Dot.Region]
+	seen.Join(&e.Context)
+	seen[e.Dot.Region] = max(have, e.Dot.Pos)
+	if !e.Mark() {
+		c.head.unmarked = true
+	}
+	for i := range e.ops {
+		if err := c.merge(&e.ops[i]); err != nil {
+			return false, c.fail(err)
+		}
+	}
+	c.counts.Merged++
+	return true, c.finish()
+}
+
+// accept refuses entries that no correct region sends to this one.
+func (c *Core) accept(e *Entry) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	regions := len(c.head.settings.Regions)
+	self := c.head.self
+	if int(e.Dot.Region) >= regions || e.Dot.Region == self {
+		return fmt.Errorf("%w: of region %d", ErrInvalidEntry, e.Dot.Region)
+	}
+	check := func(v *Vector) error {
+		for _, u := range v[regions:] {
+			if u != 0 {
+				return fmt.Errorf("%w: vector %v for %d regions", ErrInvalidEntry, *v, regions)
+			}
+		}
+		if v[self] > c.head.applied[self] {
+			return fmt.Errorf("%w: %d, here are %d", ErrAhead, v[self], c.head.applied[self])
+		}
+		return nil
+	}
+	if err := check(&e.Context); err != nil {
+		return err
+	}
+	for i := range e.ops {
+		o := &e.ops[i]
+		for b := range o.kind.ends() {
+			if err := errors.Join(check(&o.births[b].past), check(&o.births[b].dots)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// finish brings Storage and rows in line with the registers.
+func (c *Core) finish() error {
+	err := c.materialise()
+	if err == nil {
+		err = c.saveTouched()
+	}
+	if err == nil {
+		err = c.collect()
+	}
+	if err == nil {
+		err = c.store.SetMeta([]byte(rowHeader), c.head.encode())
+	}
+	c.reset()
+	if err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+// fail makes sure that no error of the Storage passes for a verdict.
+func (c *Core) fail(err error) error {
+	if _, verdict := replication.Verdict(err); verdict {
+		err = fmt.Errorf("%w: %v", ErrMismatch, err)
+	}
+	c.failed = err
+	return err
+}
+
+func (c *Core) count(f Field, was, is bool) {
+	switch {
+	case !was && is:
+		if c.counts.Conflicts == nil {
+			c.counts.Conflicts = make(map[Field]uint64)
+		}
+		c.counts.Conflicts[f]++
+	case was && !is && c.w.fixes:
+		c.counts.SettledByResolve++
+	case was && !is:
+		c.counts.SettledByWrite++
+	}
+}

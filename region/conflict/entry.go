@@ -1,0 +1,200 @@
+package conflict
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/nornicdb/replication"
+)
+
+// CmdEffects is the type of the Command in which an Entry's effects cross the
+// wire; Data is encoded by this package. Clients cannot send it: Validate
+// refuses it.
+const CmdEffects replication.CommandType = 33
+
+// MaxEntryOps bounds the effects of one entry.
+const MaxEntryOps = 1 << 21
+
+// entryVersion is the version of the encoding of entries.
+const entryVersion = 1
+
+// Entry is one entry of a region's outgoing stream: a committed write, or a
+// mark, which has no effects and only tells what the region has applied.
+type Entry struct {
+	Dot Dot
+	// Time of the write. Within a stream it ascends.
+	Time uint64
+	// Context is what the origin had applied before the write;
+	// Context[Dot.Region] = Dot.Pos-1.
+	Context Vector
+	ops     []op
+}
+
+// Mark says whether the entry has no effects.
+func (e *Entry) Mark() bool { return len(e.ops) == 0 }
+
+// Ops is the number of effects.
+func (e *Entry) Ops() int { return len(e.ops) }
+
+// Encode encodes the whole entry: an outbox row, or a command of the region's log.
+func (e *Entry) Encode() []byte {
+	var w writer
+	w.byte(entryVersion)
+	w.dot(e.Dot)
+	w.uint(e.Time)
+	w.vector(&e.Context)
+	e.writeOps(&w)
+	return w
+}
+
+// DecodeEntry is the inverse of Encode. Data may be hostile: the error wraps
+// ErrInvalidEntry.
+func DecodeEntry(data []byte) (*Entry, error) {
+	r := &reader{b: data}
+	if r.byte() != entryVersion {
+		return nil, fmt.Errorf("%w: unknown version", ErrInvalidEntry)
+	}
+	e := &Entry{Dot: r.dot(), Time: r.uint(), Context: r.vector()}
+	if err := e.readOps(r); err != nil {
+		return nil, err
+	}
+	return e, e.check()
+}
+
+func (e *Entry) writeOps(w *writer) {
+	w.uint(uint64(len(e.ops)))
+	for i := range e.ops {
+		w.op(&e.ops[i])
+	}
+}
+
+func (e *Entry) readOps(r *reader) error {
+	n := r.count(2)
+	if n > MaxEntryOps {
+		return fmt.Errorf("%w: %d effects, at most %d", ErrInvalidEntry, n, MaxEntryOps)
+	}
+	for i := 0; i < n && r.err == nil; i++ {
+		o := r.op()
+		if r.err != nil {
+			break
+		}
+		if err := o.check(); err != nil {
+			return err
+		}
+		e.ops = append(e.ops, o)
+	}
+	if err := r.done(); err != nil {
+		return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+	}
+	return nil
+}
+
+// check verifies what can be verified without state.
+func (e *Entry) check() error {
+	switch {
+	case e.Dot.Pos == 0 || int(e.Dot.Region) >= MaxRegions:
+		return fmt.Errorf("%w: position %d", ErrInvalidEntry, e.Dot.Pos)
+	case e.Context[e.Dot.Region] != e.Dot.Pos-1:
+		return fmt.Errorf("%w: context %v at position %d", ErrInvalidEntry, e.Context, e.Dot.Pos)
+	case e.Time == 0 || e.Time >= maxTime:
+		return fmt.Errorf("%w: time %d", ErrInvalidEntry, e.Time)
+	}
+	return nil
+}
+
+func (w *writer) op(o *op) {
+	w.byte(byte(o.kind))
+	w.string(o.node)
+	switch o.kind {
+	case opCreateNode, opUpdateNode:
+		w.string(o.value)
+		w.uint(uint64(len(o.props)))
+		for _, p := range o.props {
+			w.string(p.name)
+			w.string(p.value)
+		}
+	case opSetProperty, opFixProperty:
+		w.string(o.key)
+		w.string(o.value)
+	case opFixLabels:
+		w.string(o.value)
+	case opPutEdge, opFixEdge:
+		w.string(o.relType)
+		w.string(o.to)
+		w.string(o.value)
+	case opDeleteEdge:
+		w.string(o.relType)
+		w.string(o.to)
+	}
+	for i := range o.kind.ends() {
+		w.birth(&o.births[i])
+	}
+}
+
+func (r *reader) op() op {
+	o := op{kind: opKind(r.byte()), node: r.string()}
+	switch o.kind {
+	case opCreateNode, opUpdateNode:
+		o.value = r.string()
+		for n := r.count(2); n > 0 && r.err == nil; n-- {
+			o.props = append(o.props, prop{name: r.string(), value: r.string()})
+		}
+	case opSetProperty, opFixProperty:
+		o.key, o.value = r.string(), r.string()
+	case opFixLabels:
+		o.value = r.string()
+	case opPutEdge, opFixEdge:
+		o.relType, o.to, o.value = r.string(), r.string(), r.string()
+	case opDeleteEdge:
+		o.relType, o.to = r.string(), r.string()
+	}
+	for i := range o.kind.ends() {
+		o.births[i] = r.birth()
+	}
+	return o
+}
+
+// ToWAL gives an entry the form in which it crosses the wire.
+func (s *Settings) ToWAL(e *Entry) *replication.WALEntry {
+	at := time.UnixMilli(int64(WallMS(e.Time))).UTC()
+	w := &replication.WALEntry{Position: e.Dot.Pos, Timestamp: at, Origin: s.Regions[e.Dot.Region],
+		Time: e.Time, Context: make(map[string]uint64)}
+	for i, u := range e.Context[:len(s.Regions)] {
+		if u != 0 {
+			w.Context[s.Regions[i]] = u
+		}
+	}
+	var data writer
+	data.byte(entryVersion)
+	e.writeOps(&data)
+	w.Command = &replication.Command{Type: CmdEffects, Data: data, Timestamp: at}
+	return w
+}
+
+// FromWAL is the inverse of ToWAL. The entry may be hostile: the error wraps
+// ErrInvalidEntry.
+func (s *Settings) FromWAL(w *replication.WALEntry) (*Entry, error) {
+	if w == nil || w.Command == nil || w.Command.Type != CmdEffects {
+		return nil, fmt.Errorf("%w: no effects", ErrInvalidEntry)
+	}
+	origin, ok := s.index(w.Origin)
+	if !ok {
+		return nil, fmt.Errorf("%w: unknown region %.80q", ErrInvalidEntry, w.Origin)
+	}
+	e := &Entry{Dot: Dot{Region: origin, Pos: w.Position}, Time: w.Time}
+	for name, u := range w.Context {
+		i, ok := s.index(name)
+		if !ok {
+			return nil, fmt.Errorf("%w: unknown region %.80q", ErrInvalidEntry, name)
+		}
+		e.Context[i] = u
+	}
+	r := &reader{b: w.Command.Data}
+	if r.byte() != entryVersion {
+		return nil, fmt.Errorf("%w: unknown version", ErrInvalidEntry)
+	}
+	if err := e.readOps(r); err != nil {
+		return nil, err
+	}
+	return e, e.check()
+}

@@ -1,0 +1,157 @@
+package conflict
+
+import "slices"
+
+// merge applies one effect of the current write to the registers.
+func (c *Core) merge(o *op) error {
+	if o.kind.isEdge() {
+		return c.mergeEdge(o)
+	}
+	n, err := c.node(o.node)
+	if err != nil {
+		return err
+	}
+	n.dirty = true
+	if err := c.adopt(n, &o.births[0]); err != nil {
+		return err
+	}
+	switch o.kind {
+	case opCreateNode:
+		c.put(&n.life, FieldNode, exists)
+		c.putWhole(n, o.value, o.props)
+		return c.bear(n)
+	case opUpdateNode:
+		c.put(&n.life, FieldNode, exists)
+		c.putWhole(n, o.value, o.props)
+	case opDeleteNode:
+		c.put(&n.life, FieldNode, "")
+	case opSetProperty:
+		c.put(&n.life, FieldNode, exists)
+		c.putProperty(n, o.key, o.value)
+	case opFixLife:
+		c.put(&n.life, FieldNode, exists)
+	case opFixLabels:
+		n.whole = true
+		c.put(&n.labels, FieldLabels, o.value)
+	case opFixProperty:
+		c.putProperty(n, o.key, o.value)
+	}
+	return nil
+}
+
+func (c *Core) mergeEdge(o *op) error {
+	if o.kind == opPutEdge {
+		for i, id := range []string{o.node, o.to} {
+			n, err := c.node(id)
+			if err != nil {
+				return err
+			}
+			n.dirty = true
+			if err := c.adopt(n, &o.births[i]); err != nil {
+				return err
+			}
+			c.put(&n.life, FieldNode, exists)
+		}
+	}
+	e, err := c.edge(edgeKey{from: o.node, relType: o.relType, to: o.to})
+	if err != nil {
+		return err
+	}
+	e.dirty, e.written = true, true
+	c.put(&e.reg, FieldEdge, o.value)
+	return nil
+}
+
+func (c *Core) put(r *register, f Field, value string) {
+	was := len(r.versions) > 1 && r.conflicting()
+	r.put(version{dot: c.w.dot, time: c.w.time, value: value}, &c.w.ctx)
+	if is := len(r.versions) > 1 && r.conflicting(); was || is {
+		c.count(f, was, is)
+	}
+}
+
+// putProperty writes one property, whose register starts as a copy of fill.
+func (c *Core) putProperty(n *node, name, value string) {
+	r, ok := n.props[name]
+	if !ok {
+		r = n.fill.clone()
+	}
+	c.put(r, FieldProperty, value)
+	n.written = append(n.written, name)
+	if r.equal(&n.fill) {
+		delete(n.props, name)
+	} else {
+		n.props[name] = r
+	}
+}
+
+// putWhole writes labels and every property, also those that are left out.
+func (c *Core) putWhole(n *node, labels string, props []prop) {
+	n.whole = true
+	c.put(&n.labels, FieldLabels, labels)
+	for _, p := range props {
+		if _, ok := n.props[p.name]; !ok {
+			n.props[p.name] = n.fill.clone()
+		}
+	}
+	for name, r := range n.props {
+		value := ""
+		if i, ok := slices.BinarySearchFunc(props, name, comparePropName); ok {
+			value = props[i].value
+		}
+		c.put(r, FieldProperty, value)
+	}
+	c.put(&n.fill, FieldProperty, "")
+	n.dropCopies()
+}
+
+// dropCopies drops the properties that say no more than fill.
+func (n *node) dropCopies() {
+	for name, r := range n.props {
+		if r.equal(&n.fill) {
+			delete(n.props, name)
+		}
+	}
+}
+
+// bear notes that the current write created the node afresh: the edges that
+// its region had applied do not belong to it.
+func (c *Core) bear(n *node) error {
+	edges, err := c.loadEdges(n)
+	if err != nil {
+		return err
+	}
+	for _, e := range edges {
+		e.reg.forget(c.w.dot, &c.w.ctx)
+		e.dirty, e.written = true, true
+	}
+	b := birth{past: c.w.ctx}
+	b.dots[c.w.dot.Region] = c.w.dot.Pos
+	n.birth.join(&b)
+	return nil
+}
+
+// adopt applies what is known from others of the node's re-creations, if one
+// of them has not arrived here: what they replaced is gone already.
+func (c *Core) adopt(n *node, b *birth) error {
+	if !b.known() || c.head.applied.Contains(&b.dots) {
+		return nil
+	}
+	n.whole = true
+	n.labels.forget(Dot{}, &b.past)
+	for _, r := range n.props {
+		r.forget(Dot{}, &b.past)
+	}
+	n.fill.forget(Dot{}, &b.past)
+	n.dropCopies()
+	edges, err := c.loadEdges(n)
+	if err != nil {
+		return err
+	}
+	for _, e := range edges {
+		e.reg.forget(Dot{}, &b.past)
+		e.dirty, e.written = true, true
+	}
+	n.birth.join(b)
+	return nil
+}

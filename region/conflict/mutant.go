@@ -1,0 +1,17 @@
+package conflict
+
+// mutants are deliberate faults, all off. Tests switch one on to show that the
+// checks would see it (TestMutant_*).
+var mutants struct {
+	tieBreak           bool  // equal times: each region prefers its own write
+	self               uint8 // the region that is at work, for tieBreak
+	pendingForgotten   bool  // a register does not remember what it has replaced
+	cutFromAcks        bool  // the stable cut follows acknowledgements beside the streams
+	acks               [MaxRegions]Vector
+	freshFromTombstone bool // a creation is fresh only where a tombstone is found
+	dropWithoutEdges   bool // a deleted node goes before its edges are settled
+	birthNotCarried    bool // a write does not say on which re-creation it stands
+	noDedupe           bool // an entry that was applied is applied again
+	clockStandsStill   bool // a remote time is not observed
+	collectNothing     bool // nothing is ever settled: not wrong, but metadata grows
+}

@@ -1,0 +1,207 @@
+package conflict
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nornicdb/replication"
+)
+
+// opKind is the kind of an effect.
+type opKind uint8
+
+// Effects. What depended on the state of the origin (create or update? which
+// edge?) is decided there, so that a remote region merges without checks. The
+// numbers are the format.
+const (
+	opCreateNode  opKind = 1 // a fresh creation
+	opUpdateNode  opKind = 2 // also a creation that is not fresh
+	opDeleteNode  opKind = 3
+	opSetProperty opKind = 4
+	opPutEdge     opKind = 5
+	opDeleteEdge  opKind = 6
+	// Resolutions: they write one thing only, and do not say that a node exists.
+	opFixLife     opKind = 7 // this one does, and nothing else
+	opFixLabels   opKind = 8
+	opFixProperty opKind = 9
+	opFixEdge     opKind = 10
+)
+
+// exists is the value of a node's life; deleted is "".
+const exists = "1"
+
+// birth is what a region knows of the re-creations of a node: their dots, and
+// the union of their contexts, that is everything of the node they replaced.
+// A write that says "the node exists" carries it until all regions have the
+// re-creations (DESIGN.md, "Births").
+type birth struct {
+	past Vector
+	dots Vector
+}
+
+func (b *birth) join(o *birth) {
+	b.past.Join(&o.past)
+	b.dots.Join(&o.dots)
+}
+
+func (b *birth) known() bool { return b.dots != Vector{} }
+
+// op is one effect.
+type op struct {
+	kind    opKind
+	node    string // node ID, or start of the edge
+	to      string
+	relType string
+	key     string
+	value   string // canonical JSON: property, labels, or the edge's properties; "": unset
+	props   []prop // of a whole-node write, sorted
+	births  [2]birth
+}
+
+type prop struct{ name, value string }
+
+func (k opKind) isEdge() bool { return k == opPutEdge || k == opDeleteEdge || k == opFixEdge }
+
+// ends says how many births the effect carries.
+func (k opKind) ends() int {
+	switch k {
+	case opUpdateNode, opSetProperty, opFixLife:
+		return 1
+	case opPutEdge:
+		return 2
+	default:
+		return 0
+	}
+}
+
+// canonical encodes a property value; nil becomes "".
+func canonical(v any) (string, error) {
+	if v == nil {
+		return "", nil
+	}
+	b, err := replication.AppendValue(nil, v)
+	return string(b), err
+}
+
+// canonicalLabels encodes labels as the set they are: sorted, each once.
+func canonicalLabels(labels []string) string {
+	set := slices.Clone(labels)
+	slices.Sort(set)
+	list := make([]any, 0, len(set))
+	for _, l := range slices.Compact(set) {
+		list = append(list, l)
+	}
+	b, err := replication.AppendValue(nil, list)
+	if err != nil { // a list of strings is a value
+		panic(err)
+	}
+	return string(b)
+}
+
+func decodeLabels(s string) ([]string, error) {
+	var labels []string
+	if err := json.Unmarshal([]byte(s), &labels); err != nil {
+		return nil, fmt.Errorf("labels: %v", err)
+	}
+	return labels, nil
+}
+
+func canonicalProps(m map[string]any) ([]prop, error) {
+	props := make([]prop, 0, len(m))
+	for k, v := range m {
+		c, err := canonical(v)
+		if err != nil {
+			return nil, err
+		}
+		if c != "" {
+			props = append(props, prop{k, c})
+		}
+	}
+	slices.SortFunc(props, func(a, b prop) int { return strings.Compare(a.name, b.name) })
+	return props, nil
+}
+
+func canonicalMap(m map[string]any) (string, error) {
+	clean := make(map[string]any, len(m))
+	for k, v := range m {
+		if v != nil {
+			clean[k] = v
+		}
+	}
+	return canonical(clean)
+}
+
+func decodeMap(s string) (map[string]any, error) {
+	v, err := replication.DecodeValue([]byte(s))
+	if err != nil {
+		return nil, err
+	}
+	m, ok := v.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("%w: properties %q", replication.ErrInvalidCommand, s)
+	}
+	return m, nil
+}
+
+// check says whether the effect is one that this package makes.
+func (o *op) check() error {
+	if o.node == "" || o.kind.isEdge() && (o.to == "" || o.relType == "") {
+		return fmt.Errorf("%w: effect %d with an empty ID", ErrInvalidEntry, o.kind)
+	}
+	switch o.kind {
+	case opCreateNode, opUpdateNode:
+		for i, p := range o.props {
+			if i > 0 && o.props[i-1].name >= p.name {
+				return fmt.Errorf("%w: properties are not sorted", ErrInvalidEntry)
+			}
+			if err := checkValue(p.value); err != nil {
+				return err
+			}
+		}
+		return checkLabels(o.value)
+	case opFixLabels:
+		return checkLabels(o.value)
+	case opSetProperty, opFixProperty:
+		if o.value == "" {
+			return nil
+		}
+		return checkValue(o.value)
+	case opPutEdge, opFixEdge:
+		m, err := decodeMap(o.value)
+		if err != nil {
+			return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+		}
+		if c, err := canonicalMap(m); err != nil || c != o.value {
+			return fmt.Errorf("%w: edge properties are not canonical", ErrInvalidEntry)
+		}
+	case opDeleteNode, opDeleteEdge, opFixLife:
+	default:
+		return fmt.Errorf("%w: effect %d is not known here", ErrInvalidEntry, o.kind)
+	}
+	return nil
+}
+
+// checkValue: equal values must have equal bytes, or equal writes would look
+// like conflicts and digests would differ.
+func checkValue(s string) error {
+	v, err := replication.DecodeValue([]byte(s))
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+	}
+	if c, err := canonical(v); err != nil || c != s {
+		return fmt.Errorf("%w: value %.40q is not canonical", ErrInvalidEntry, s)
+	}
+	return nil
+}
+
+func checkLabels(s string) error {
+	labels, err := decodeLabels(s)
+	if err != nil || canonicalLabels(labels) != s {
+		return fmt.Errorf("%w: labels %.40q are not canonical", ErrInvalidEntry, s)
+	}
+	return nil
+}
+
+func comparePropName(p prop, name string) int { return strings.Compare(p.name, name) }

@@ -1,0 +1,301 @@
+package conflict
+
+import "slices"
+
+// saveTouched writes the rows of everything the entry touched, and queues
+// those that are left with one.
+func (c *Core) saveTouched() error {
+	var keys []string
+	for _, n := range c.sortedNodes() {
+		n.inStorage = c.shown(n)
+		if !n.dirty {
+			continue
+		}
+		row, err := c.saveNode(n)
+		if err != nil {
+			return err
+		}
+		if row != nil {
+			keys = append(keys, string(row[len(rowPrefix):]))
+		}
+	}
+	for _, e := range c.sortedEdges() {
+		shown, err := c.edgeShown(e)
+		if err != nil {
+			return err
+		}
+		e.inStorage = shown
+		if !e.dirty {
+			continue
+		}
+		row, err := c.saveEdge(e)
+		if err != nil {
+			return err
+		}
+		if row != nil {
+			keys = append(keys, string(row[len(rowPrefix):]))
+		}
+	}
+	return c.enqueue(c.w.dot, keys...)
+}
+
+// saveNode writes the node's row, if it needs one, and returns its key then.
+// What is settled and shown is left to the Storage.
+func (c *Core) saveNode(n *node) ([]byte, error) {
+	n.registers(func(r *register) { r.trim(&c.head.applied) })
+	n.dropCopies()
+	if n.inStorage {
+		n.leaveToStorage(c.head.settings.Strategy)
+	}
+	key := nodeRow(n.id)
+	if n.needless() {
+		return nil, c.setRow(key, nil, &n.rowState, false)
+	}
+	conflict := false
+	if c.head.settings.Strategy == Manual {
+		n.registers(func(r *register) { conflict = conflict || r.conflicting() })
+	}
+	return key, c.setRow(key, n.encode, &n.rowState, conflict)
+}
+
+// leaveToStorage: the node is shown, what is settled needs no row.
+func (n *node) leaveToStorage(s Strategy) {
+	if n.life.settled() && n.life.has(s) {
+		n.life = register{stored: true}
+	}
+	if n.labels.settled() {
+		n.labels = register{stored: true}
+	}
+	if !n.fill.settled() {
+		return
+	}
+	n.fill = register{stored: true}
+	for name, r := range n.props {
+		if r.settled() {
+			delete(n.props, name)
+		}
+	}
+}
+
+// needless: the row would say nothing.
+func (n *node) needless() bool {
+	if len(n.props) > 0 || n.birth.known() {
+		return false
+	}
+	if n.inStorage {
+		return n.life.stored && n.labels.stored && n.fill.stored
+	}
+	return n.life.blank() && n.labels.blank() && n.fill.blank()
+}
+
+func (c *Core) saveEdge(e *edge) ([]byte, error) {
+	e.reg.trim(&c.head.applied)
+	if e.inStorage && e.reg.settled() {
+		e.reg = register{stored: true}
+	}
+	key := e.key.row()
+	had := e.hasRow
+	if e.reg.stored || e.reg.blank() {
+		if had {
+			if err := c.store.SetMeta(e.key.inRow(), nil); err != nil {
+				return nil, err
+			}
+		}
+		return nil, c.setRow(key, nil, &e.rowState, false)
+	}
+	conflict := c.head.settings.Strategy == Manual && e.reg.conflicting()
+	if !had {
+		if err := c.store.SetMeta(e.key.inRow(), present); err != nil {
+			return nil, err
+		}
+	}
+	return key, c.setRow(key, e.encode, &e.rowState, conflict)
+}
+
+// setRow writes or deletes a row and its conflict row. encode nil: deletes.
+func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, conflict bool) error {
+	var flags byte
+	if conflict {
+		flags |= flagConflict
+	}
+	if s.inStorage {
+		flags |= flagShown
+	}
+	if conflict != s.hasConflict {
+		value := present
+		if !conflict {
+			value = nil
+		}
+		if err := c.store.SetMeta(conflictRow(key), value); err != nil {
+			return err
+		}
+		s.hasConflict = conflict
+	}
+	had := s.hasRow
+	s.hasRow = encode != nil
+	if !s.hasRow {
+		if !had {
+			return nil
+		}
+		return c.store.SetMeta(key, nil)
+	}
+	return c.store.SetMeta(key, encode(flags))
+}
+
+// enqueue has the rows looked at again when the write d is stable.
+func (c *Core) enqueue(d Dot, keys ...string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	at := queueRow(d)
+	row, err := c.store.GetMeta(at)
+	if err != nil {
+		return err
+	}
+	have, err := decodeQueue(row)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if !slices.Contains(have, k) {
+			have = append(have, k)
+		}
+	}
+	return c.store.SetMeta(at, encodeQueue(have))
+}
+
+// collect settles what has become stable since the last time.
+func (c *Core) collect() error {
+	if mutants.collectNothing {
+		return nil
+	}
+	cut := c.Cut()
+	for region := range c.head.settings.Regions {
+		for pos := c.head.collected[region] + 1; pos <= cut[region]; pos++ {
+			at := queueRow(Dot{uint8(region), pos})
+			row, err := c.store.GetMeta(at)
+			if err != nil {
+				return err
+			}
+			if row == nil {
+				continue
+			}
+			keys, err := decodeQueue(row)
+			if err != nil {
+				return err
+			}
+			if err := c.store.SetMeta(at, nil); err != nil {
+				return err
+			}
+			for _, k := range keys {
+				if err := c.examine(k, &cut); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	c.head.collected = cut
+	return nil
+}
+
+func (c *Core) examine(key string, cut *Vector) error {
+	row := []byte(rowPrefix + key)
+	kind, parts, err := splitRow(row)
+	if err != nil {
+		return err
+	}
+	if kind == rowNode[len(rowPrefix)] {
+		n, err := c.node(parts[0])
+		if err != nil || !n.hasRow {
+			return err
+		}
+		return c.examineNode(n, key, cut)
+	}
+	e, err := c.edge(edgeKey{from: parts[0], relType: parts[1], to: parts[2]})
+	if err != nil || !e.hasRow {
+		return err
+	}
+	return c.examineEdge(e, key, cut)
+}
+
+// examineNode settles the registers that wait for nothing, and drops the node
+// if it is deleted and nothing of it waits.
+func (c *Core) examineNode(n *node, key string, cut *Vector) error {
+	wait := Dot{}
+	if missing := n.birth.past.missing(&c.head.applied); missing != (Dot{}) {
+		wait = missing
+	} else if missing := n.birth.dots.missing(cut); missing != (Dot{}) {
+		wait = missing
+	} else {
+		n.birth = birth{}
+	}
+	ready := func(r *register) {
+		if d := r.waits(cut, &c.head.applied); d != (Dot{}) {
+			wait = d
+		} else {
+			r.settle(c.head.settings.Strategy)
+		}
+	}
+	ready(&n.life)
+	ready(&n.labels)
+	ready(&n.fill)
+	for _, name := range n.names() {
+		ready(n.props[name])
+	}
+	if wait == (Dot{}) && n.life.settled() && !n.life.has(c.head.settings.Strategy) {
+		blocked, err := c.drop(n, cut)
+		if err != nil {
+			return err
+		}
+		wait = blocked
+	}
+	row, err := c.saveNode(n)
+	if err != nil || row == nil || wait == (Dot{}) {
+		return err
+	}
+	return c.enqueue(wait, key)
+}
+
+// drop forgets a deleted node with its edges, unless one of them waits.
+func (c *Core) drop(n *node, cut *Vector) (wait Dot, err error) {
+	var keys []edgeKey
+	err = c.edgeRows(n.id, func(k edgeKey) (bool, error) {
+		e, err := c.edge(k)
+		if err != nil {
+			return false, err
+		}
+		keys = append(keys, k)
+		wait = e.reg.waits(cut, &c.head.applied)
+		return wait == (Dot{}), nil
+	})
+	if mutants.dropWithoutEdges {
+		wait = Dot{}
+	}
+	if err != nil || wait != (Dot{}) {
+		return wait, err
+	}
+	for _, k := range keys {
+		e := c.edges[k]
+		e.reg = register{}
+		if _, err := c.saveEdge(e); err != nil {
+			return Dot{}, err
+		}
+	}
+	n.life, n.labels, n.fill, n.props = register{}, register{}, register{}, map[string]*register{}
+	return Dot{}, nil
+}
+
+func (c *Core) examineEdge(e *edge, key string, cut *Vector) error {
+	wait := e.reg.waits(cut, &c.head.applied)
+	if wait == (Dot{}) {
+		e.reg.settle(c.head.settings.Strategy)
+		if e.reg.settled() && !e.reg.has(c.head.settings.Strategy) {
+			e.reg = register{} // deleted
+		}
+	}
+	row, err := c.saveEdge(e)
+	if err != nil || row == nil || wait == (Dot{}) {
+		return err
+	}
+	return c.enqueue(wait, key)
+}
