@@ -18,7 +18,7 @@ func TestHistories(t *testing.T) {
 		count = 1500
 	}
 	for seed := range count {
-		if h := makeHistory(seed, 20+int(seed%80)); h.run() != nil {
+		if h := makeHistory(seed, 10+int(seed%60)); h.run() != nil {
 			fail(t, h)
 		}
 	}

@@ -84,11 +84,8 @@ func (l *local) whole(kind opKind, node *replication.Node, n *node) error {
 	if err != nil {
 		return err
 	}
-	o := op{kind: kind, node: string(node.ID), value: canonicalLabels(node.Labels), props: props}
-	if kind == opUpdateNode {
-		o.births[0] = l.birth(n)
-	}
-	return l.do(o)
+	return l.do(op{kind: kind, node: string(node.ID), value: canonicalLabels(node.Labels), props: props,
+		births: [2]birth{l.birth(n)}})
 }
 
 // birth is what a write that says "the node exists" carries.

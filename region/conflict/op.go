@@ -67,7 +67,7 @@ func (k opKind) isEdge() bool { return k == opPutEdge || k == opDeleteEdge || k 
 // ends says how many births the effect carries.
 func (k opKind) ends() int {
 	switch k {
-	case opUpdateNode, opSetProperty, opFixLife:
+	case opCreateNode, opUpdateNode, opSetProperty, opFixLife:
 		return 1
 	case opPutEdge:
 		return 2

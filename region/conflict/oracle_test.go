@@ -16,82 +16,83 @@ import (
 type oracle struct {
 	strategy Strategy
 	writes   []oracleWrite
-	index    map[Dot]int
 }
 
 type oracleWrite struct {
 	dot    Dot
 	time   uint64
-	past   uint64            // the writes that its origin had applied
-	covers map[string]bool   // things whose earlier writes it replaces
-	values map[string]string // things it gives a value
-	fresh  map[string]bool   // nodes it creates afresh
-	births map[string]uint64 // re-creations known to it, by node it says exists
+	past   uint64     // the writes that its origin had applied
+	covers uint32     // things whose earlier writes it replaces
+	sets   uint32     // things it gives a value
+	values [21]string // by thing
+	fresh  [3]bool    // nodes it creates afresh
+	births [3]uint64  // re-creations known to it, of nodes it says exist
 }
+
+// A thing is a small number.
+func nodeThing(n int) int        { return n }
+func labelsThing(n int) int      { return 3 + n }
+func propThing(n, p int) int     { return 6 + 2*n + p }
+func edgeThing(from, to int) int { return 12 + 3*from + to }
+
+func nodeIndex(id string) int   { return slices.Index(oracleNodes, id) }
+func propIndex(name string) int { return slices.Index(oracleProps, name) }
 
 var (
 	oracleNodes = []string{"a", "b", "c"}
 	oracleProps = []string{"k", "l"}
 )
 
-func oracleEdges() (all [][2]string) {
-	for _, from := range oracleNodes {
-		for _, to := range oracleNodes {
-			all = append(all, [2]string{from, to})
-		}
-	}
-	return all
-}
-
 // add takes in a write; ctx tells what its origin had.
 func (o *oracle) add(e *Entry) {
 	if e.Mark() {
 		return
 	}
-	w := oracleWrite{dot: e.Dot, time: e.Time, past: o.set(e.Context), covers: map[string]bool{},
-		values: map[string]string{}, fresh: map[string]bool{}, births: map[string]uint64{}}
-	put := func(thing, value string) { w.covers[thing], w.values[thing] = true, value }
-	exist := func(node string) {
-		put("n "+node, exists)
-		w.births[node] |= o.births(w.past, node)
+	w := oracleWrite{dot: e.Dot, time: e.Time, past: o.set(e.Context)}
+	put := func(thing int, value string) {
+		w.covers |= 1 << thing
+		w.sets |= 1 << thing
+		w.values[thing] = value
+	}
+	exist := func(n int) {
+		put(nodeThing(n), exists)
+		w.births[n] |= o.births(w.past, n)
 	}
 	for i := range e.ops {
 		p := &e.ops[i]
-		edge := fmt.Sprintf("e %s %s", p.node, p.to)
+		n, to := nodeIndex(p.node), nodeIndex(p.to)
 		switch p.kind {
 		case opCreateNode, opUpdateNode:
-			exist(p.node)
-			put("l "+p.node, p.value)
-			for _, name := range oracleProps {
-				put("p "+p.node+" "+name, propValue(p.props, name))
+			exist(n)
+			put(labelsThing(n), p.value)
+			for k, name := range oracleProps {
+				put(propThing(n, k), propValue(p.props, name))
 			}
 			if p.kind == opCreateNode {
-				w.fresh[p.node] = true
-				for _, other := range oracleNodes { // what the batch made before
-					delete(w.values, "e "+p.node+" "+other)
-					delete(w.values, "e "+other+" "+p.node)
+				w.fresh[n] = true
+				for other := range oracleNodes { // what the batch made before
+					w.sets &^= 1<<edgeThing(n, other) | 1<<edgeThing(other, n)
 				}
 			}
 		case opDeleteNode:
-			put("n "+p.node, "")
+			put(nodeThing(n), "")
 		case opSetProperty:
-			exist(p.node)
-			put("p "+p.node+" "+p.key, p.value)
+			exist(n)
+			put(propThing(n, propIndex(p.key)), p.value)
 		case opPutEdge:
-			exist(p.node)
-			exist(p.to)
-			put(edge, p.value)
+			exist(n)
+			exist(to)
+			put(edgeThing(n, to), p.value)
 		case opDeleteEdge, opFixEdge:
-			put(edge, p.value)
+			put(edgeThing(n, to), p.value)
 		case opFixLife:
-			exist(p.node)
+			exist(n)
 		case opFixLabels:
-			put("l "+p.node, p.value)
+			put(labelsThing(n), p.value)
 		case opFixProperty:
-			put("p "+p.node+" "+p.key, p.value)
+			put(propThing(n, propIndex(p.key)), p.value)
 		}
 	}
-	o.index[e.Dot] = len(o.writes)
 	o.writes = append(o.writes, w)
 }
 
@@ -123,35 +124,38 @@ func (o *oracle) each(set uint64, fn func(i int, w *oracleWrite)) {
 
 // births are the re-creations of the node that are in the set, or known to a
 // write of the set that says the node exists.
-func (o *oracle) births(set uint64, node string) (known uint64) {
-	o.each(set, func(i int, w *oracleWrite) {
-		known |= w.births[node]
-		if w.fresh[node] {
+func (o *oracle) births(set uint64, node int) (known uint64) {
+	for ; set != 0; set &= set - 1 {
+		i := bits.TrailingZeros64(set)
+		known |= o.writes[i].births[node]
+		if o.writes[i].fresh[node] {
 			known |= 1 << i
 		}
-	})
+	}
 	return known
 }
 
 // alive are the versions of a thing, given the nodes on whose re-creations it
 // depends.
-func (o *oracle) alive(set uint64, thing string, nodes ...string) (alive uint64) {
+func (o *oracle) alive(set uint64, thing int, nodes ...int) (alive uint64) {
 	var dead uint64
-	o.each(set, func(i int, w *oracleWrite) {
-		if w.covers[thing] {
+	for rest := set; rest != 0; rest &= rest - 1 {
+		i := bits.TrailingZeros64(rest)
+		w := &o.writes[i]
+		if w.covers&(1<<thing) != 0 {
 			dead |= w.past
 		}
-		if _, ok := w.values[thing]; ok {
+		if w.sets&(1<<thing) != 0 {
 			alive |= 1 << i
 		}
-	})
+	}
 	for _, n := range nodes {
 		o.each(o.births(set, n), func(_ int, w *oracleWrite) { dead |= w.past })
 	}
 	return alive &^ dead
 }
 
-func (o *oracle) winner(alive uint64, thing string) (value string, ok bool) {
+func (o *oracle) winner(alive uint64, thing int) (value string) {
 	best := -1
 	o.each(alive, func(i int, w *oracleWrite) {
 		if best >= 0 {
@@ -165,49 +169,46 @@ func (o *oracle) winner(alive uint64, thing string) (value string, ok bool) {
 		best = i
 	})
 	if best < 0 {
-		return "", false
+		return ""
 	}
-	return o.writes[best].values[thing], true
+	return o.writes[best].values[thing]
 }
 
 // nodeExists: the life winner says so, whether or not the node is shown.
-func (o *oracle) nodeExists(set uint64, node string) bool {
-	v, _ := o.winner(o.alive(set, "n "+node), "n "+node)
-	return v == exists
+func (o *oracle) nodeExists(set uint64, n int) bool {
+	return o.winner(o.alive(set, nodeThing(n)), nodeThing(n)) == exists
 }
 
-func (o *oracle) nodeShown(set uint64, node string) bool {
-	return o.nodeExists(set, node) && o.alive(set, "l "+node, node) != 0
+func (o *oracle) nodeShown(set uint64, n int) bool {
+	return o.nodeExists(set, n) && o.alive(set, labelsThing(n), n) != 0
 }
 
-func (o *oracle) edgeShown(set uint64, from, to string) bool {
-	thing := "e " + from + " " + to
-	v, _ := o.winner(o.alive(set, thing, from, to), thing)
-	return v != "" && o.nodeShown(set, from) && o.nodeShown(set, to)
+func (o *oracle) edgeShown(set uint64, from, to int) bool {
+	thing := edgeThing(from, to)
+	return o.winner(o.alive(set, thing, from, to), thing) != "" && o.nodeShown(set, from) && o.nodeShown(set, to)
 }
 
 // graph is what a region that has applied the set shows.
 func (o *oracle) graph(set uint64) string {
 	var lines []string
-	for _, n := range oracleNodes {
+	for n, id := range oracleNodes {
 		if !o.nodeShown(set, n) {
 			continue
 		}
-		labels, _ := o.winner(o.alive(set, "l "+n, n), "l "+n)
+		labels := o.winner(o.alive(set, labelsThing(n), n), labelsThing(n))
 		var props []string
-		for _, p := range oracleProps {
-			thing := "p " + n + " " + p
-			if v, _ := o.winner(o.alive(set, thing, n), thing); v != "" {
-				props = append(props, fmt.Sprintf("%q:%s", p, v))
+		for p, name := range oracleProps {
+			thing := propThing(n, p)
+			if v := o.winner(o.alive(set, thing, n), thing); v != "" {
+				props = append(props, fmt.Sprintf("%q:%s", name, v))
 			}
 		}
-		lines = append(lines, fmt.Sprintf(`{"id":%q,"labels":%s,"properties":{%s}}`, n, labels, strings.Join(props, ",")))
-	}
-	for _, e := range oracleEdges() {
-		if o.edgeShown(set, e[0], e[1]) {
-			thing := "e " + e[0] + " " + e[1]
-			v, _ := o.winner(o.alive(set, thing, e[0], e[1]), thing)
-			lines = append(lines, fmt.Sprintf(`{"startNode":%q,"endNode":%q,"type":"T","properties":%s}`, e[0], e[1], v))
+		lines = append(lines, fmt.Sprintf(`{"id":%q,"labels":%s,"properties":{%s}}`, id, labels, strings.Join(props, ",")))
+		for to, end := range oracleNodes {
+			if o.edgeShown(set, n, to) {
+				v := o.winner(o.alive(set, edgeThing(n, to), n, to), edgeThing(n, to))
+				lines = append(lines, fmt.Sprintf(`{"startNode":%q,"endNode":%q,"type":"T","properties":%s}`, id, end, v))
+			}
 		}
 	}
 	slices.Sort(lines)
@@ -215,18 +216,17 @@ func (o *oracle) graph(set uint64) string {
 }
 
 // anyAlive: some version says that the node exists.
-func (o *oracle) anyAlive(set uint64, node string) (any bool) {
-	o.each(o.alive(set, "n "+node), func(_ int, w *oracleWrite) { any = any || w.values["n "+node] == exists })
+func (o *oracle) anyAlive(set uint64, n int) (any bool) {
+	o.each(o.alive(set, nodeThing(n)), func(_ int, w *oracleWrite) { any = any || w.values[nodeThing(n)] == exists })
 	return any
 }
 
 // conflicts are the open conflicts, each as a text with its versions.
 func (o *oracle) conflicts(set uint64) (all []string) {
-	add := func(k Key, thing string, nodes ...string) {
-		alive := o.alive(set, thing, nodes...)
+	add := func(k Key, thing int, nodes ...int) {
 		values := make(map[string]bool)
 		var versions []string
-		o.each(alive, func(_ int, w *oracleWrite) {
+		o.each(o.alive(set, thing, nodes...), func(_ int, w *oracleWrite) {
 			values[w.values[thing]] = true
 			versions = append(versions, fmt.Sprintf("%d/%d=%s", w.dot.Region, w.dot.Pos, w.values[thing]))
 		})
@@ -235,19 +235,19 @@ func (o *oracle) conflicts(set uint64) (all []string) {
 			all = append(all, fmt.Sprintf("%v %v", k, versions))
 		}
 	}
-	for _, n := range oracleNodes {
+	for n, id := range oracleNodes {
 		if !o.anyAlive(set, n) {
 			continue
 		}
-		add(Key{Field: FieldNode, Node: n}, "n "+n)
-		add(Key{Field: FieldLabels, Node: n}, "l "+n, n)
-		for _, p := range oracleProps {
-			add(Key{Field: FieldProperty, Node: n, Property: p}, "p "+n+" "+p, n)
+		add(Key{Field: FieldNode, Node: id}, nodeThing(n))
+		add(Key{Field: FieldLabels, Node: id}, labelsThing(n), n)
+		for p, name := range oracleProps {
+			add(Key{Field: FieldProperty, Node: id, Property: name}, propThing(n, p), n)
 		}
-	}
-	for _, e := range oracleEdges() {
-		if o.anyAlive(set, e[0]) && o.anyAlive(set, e[1]) {
-			add(Key{Field: FieldEdge, Node: e[0], Type: "T", To: e[1]}, "e "+e[0]+" "+e[1], e[0], e[1])
+		for to, end := range oracleNodes {
+			if o.anyAlive(set, to) {
+				add(Key{Field: FieldEdge, Node: id, Type: "T", To: end}, edgeThing(n, to), n, to)
+			}
 		}
 	}
 	slices.Sort(all)

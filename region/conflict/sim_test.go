@@ -130,7 +130,7 @@ func (h *history) run() error { return h.trace(func(string, ...any) {}) }
 
 // trace runs the history and returns the first thing that is wrong.
 func (h *history) trace(trace func(format string, args ...any)) error {
-	s := &sim{h: h, now: 1_700_000_000_000, trace: trace, oracle: &oracle{strategy: h.strategy, index: map[Dot]int{}},
+	s := &sim{h: h, now: 1_700_000_000_000, trace: trace, oracle: &oracle{strategy: h.strategy},
 		settings: Settings{Regions: simRegionNames[:h.regions], Strategy: h.strategy, MaxClockOffsetMS: h.bound}}
 	for range h.regions {
 		s.regions = append(s.regions, &simRegion{store: newStore()})
@@ -283,20 +283,20 @@ func (s *sim) checkVerdict(cmd *replication.Command, set uint64, e *Entry, got e
 	_ = n.UnmarshalJSON(cmd.Data)
 	_ = edge.UnmarshalJSON(cmd.Data)
 	o := s.oracle
-	from, to := string(edge.StartNode), string(edge.EndNode)
+	node, from, to := nodeIndex(string(n.ID)), nodeIndex(string(edge.StartNode)), nodeIndex(string(edge.EndNode))
 	switch cmd.Type {
 	case replication.CmdCreateNode:
-		if o.nodeShown(set, string(n.ID)) {
+		if o.nodeShown(set, node) {
 			want = replication.ErrExists
-		} else if got == nil && (e.ops[0].kind == opCreateNode) == o.nodeExists(set, string(n.ID)) {
+		} else if got == nil && (e.ops[0].kind == opCreateNode) == o.nodeExists(set, node) {
 			return fmt.Errorf("creation of %s: fresh is %v", n.ID, e.ops[0].kind == opCreateNode)
 		}
 	case replication.CmdUpdateNode:
-		if !o.nodeShown(set, string(n.ID)) {
+		if !o.nodeShown(set, node) {
 			want = replication.ErrNotFound
 		}
 	case replication.CmdDeleteNode:
-		if !o.nodeShown(set, string(cmd.Data)) {
+		if !o.nodeShown(set, nodeIndex(string(cmd.Data))) {
 			want = replication.ErrNotFound
 		}
 	case replication.CmdCreateEdge, replication.CmdPutEdge:
