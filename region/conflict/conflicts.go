@@ -148,7 +148,7 @@ func (l *lister) row(key []byte) error {
 		if err != nil {
 			return err
 		}
-		visible, err := edgeAlive(l.m, e.key)
+		visible, err := edgeAlive(l.m, e.id)
 		if err != nil || !visible {
 			return err
 		}
@@ -162,8 +162,9 @@ func (l *lister) row(key []byte) error {
 		l.add(Key{Field: FieldLabels, Node: n.id}, &n.labels)); err != nil {
 		return err
 	}
-	for _, name := range n.names() {
-		if err := l.add(Key{Field: FieldProperty, Node: n.id, Property: name}, n.props[name]); err != nil {
+	for i := range n.props {
+		p := &n.props[i]
+		if err := l.add(Key{Field: FieldProperty, Node: n.id, Property: p.name}, &p.register); err != nil {
 			return err
 		}
 	}
@@ -266,7 +267,7 @@ func (l *local) conflicting(k Key) (*register, error) {
 			return nil, err
 		}
 		visible = n.life.any()
-		r = map[Field]*register{FieldNode: &n.life, FieldLabels: &n.labels, FieldProperty: n.props[k.Property]}[k.Field]
+		r = map[Field]*register{FieldNode: &n.life, FieldLabels: &n.labels, FieldProperty: n.property(k.Property)}[k.Field]
 	}
 	if r == nil || !visible || !r.conflicting() {
 		return nil, fmt.Errorf("%w: %+v", ErrNoConflict, k)

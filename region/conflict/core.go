@@ -19,9 +19,11 @@ type Core struct {
 	failed error
 
 	// while an entry is applied
-	w     write
-	nodes map[string]*node
-	edges map[edgeKey]*edge
+	w        write
+	nodes    map[string]*node
+	edges    map[edgeKey]*edge
+	nodeList []*node
+	edgeList []*edge
 }
 
 // write is the name, time and context of the entry that is being applied.
@@ -106,8 +108,14 @@ func (c *Core) Cut() Vector {
 }
 
 func (c *Core) reset() {
+	if len(c.nodeList)+len(c.edgeList) > 64 { // clearing a map that was large is slow for ever
+		c.nodes, c.edges = make(map[string]*node), make(map[edgeKey]*edge)
+	}
 	clear(c.nodes)
 	clear(c.edges)
+	clear(c.nodeList)
+	clear(c.edgeList)
+	c.nodeList, c.edgeList = c.nodeList[:0], c.edgeList[:0]
 }
 
 // Local applies a client's commands as one write, all or none, checked against
@@ -229,32 +237,35 @@ func (c *Core) accept(e *Entry) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	regions := len(c.head.settings.Regions)
-	self := c.head.self
-	if int(e.Dot.Region) >= regions || e.Dot.Region == self {
+	if int(e.Dot.Region) >= len(c.head.settings.Regions) || e.Dot.Region == c.head.self {
 		return fmt.Errorf("%w: of region %d", ErrInvalidEntry, e.Dot.Region)
 	}
-	check := func(v *Vector) error {
-		for _, u := range v[regions:] {
-			if u != 0 {
-				return fmt.Errorf("%w: vector %v for %d regions", ErrInvalidEntry, *v, regions)
-			}
-		}
-		if v[self] > c.head.applied[self] {
-			return fmt.Errorf("%w: %d, here are %d", ErrAhead, v[self], c.head.applied[self])
-		}
-		return nil
-	}
-	if err := check(&e.Context); err != nil {
+	if err := c.acceptVector(&e.Context); err != nil {
 		return err
 	}
 	for i := range e.ops {
 		o := &e.ops[i]
 		for b := range o.kind.ends() {
-			if err := errors.Join(check(&o.births[b].past), check(&o.births[b].dots)); err != nil {
+			if err := c.acceptVector(&o.births[b].past); err != nil {
+				return err
+			}
+			if err := c.acceptVector(&o.births[b].dots); err != nil {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (c *Core) acceptVector(v *Vector) error {
+	regions, self := len(c.head.settings.Regions), c.head.self
+	for _, u := range v[regions:] {
+		if u != 0 {
+			return fmt.Errorf("%w: vector %v for %d regions", ErrInvalidEntry, *v, regions)
+		}
+	}
+	if v[self] > c.head.applied[self] {
+		return fmt.Errorf("%w: %d, here are %d", ErrAhead, v[self], c.head.applied[self])
 	}
 	return nil
 }

@@ -91,7 +91,7 @@ func (c *Core) propChanges(ch *changes, n *node) error {
 
 // property is the value shown of a property that was written.
 func (c *Core) property(n *node, name string) string {
-	if r, ok := n.props[name]; ok {
+	if r := n.property(name); r != nil {
 		return r.winner(c.head.settings.Strategy)
 	}
 	return ""
@@ -100,6 +100,9 @@ func (c *Core) property(n *node, name string) string {
 func decodeStored(value string) (any, error) {
 	if value == "" {
 		return nil, nil
+	}
+	if v, ok := plainValue(value); ok {
+		return v, nil
 	}
 	v, err := replication.DecodeValue([]byte(value))
 	if err != nil {
@@ -128,15 +131,16 @@ func (c *Core) full(n *node) (*replication.Node, error) {
 		}
 		out.Labels = labels
 	}
-	for name, r := range n.props {
-		v, err := decodeStored(r.winner(c.head.settings.Strategy))
+	for i := range n.props {
+		p := &n.props[i]
+		v, err := decodeStored(p.winner(c.head.settings.Strategy))
 		if err != nil {
 			return nil, err
 		}
 		if v == nil {
-			delete(out.Properties, name)
+			delete(out.Properties, p.name)
 		} else {
-			out.Properties[name] = v
+			out.Properties[p.name] = v
 		}
 	}
 	return out, nil
@@ -179,15 +183,14 @@ func (c *Core) unstore(n *node) error {
 	}
 	n.fill = settledRegister("")
 	for name, value := range stored.Properties {
-		if _, ok := n.props[name]; ok {
+		if n.property(name) != nil {
 			continue
 		}
 		v, err := canonical(value)
 		if err != nil {
 			return err
 		}
-		r := settledRegister(v)
-		n.props[name] = &r
+		n.setProperty(name, settledRegister(v))
 	}
 	return nil
 }
@@ -204,7 +207,7 @@ func (c *Core) edgeChange(ch *changes, e *edge) error {
 	}
 	switch {
 	case !shown && e.inStorage:
-		ch.deleteEdges = append(ch.deleteEdges, e.key)
+		ch.deleteEdges = append(ch.deleteEdges, e.id)
 		return c.unstoreEdge(e)
 	case !shown || e.inStorage && !e.written:
 		return nil
@@ -213,8 +216,8 @@ func (c *Core) edgeChange(ch *changes, e *edge) error {
 	if err != nil {
 		return errors.Join(ErrDamagedRow, err)
 	}
-	out := &replication.Edge{StartNode: replication.NodeID(e.key.from), EndNode: replication.NodeID(e.key.to),
-		Type: e.key.relType, Properties: props}
+	out := &replication.Edge{StartNode: replication.NodeID(e.id.from), EndNode: replication.NodeID(e.id.to),
+		Type: e.id.relType, Properties: props}
 	if e.inStorage {
 		ch.updateEdges = append(ch.updateEdges, out)
 	} else {
@@ -227,7 +230,7 @@ func (c *Core) unstoreEdge(e *edge) error {
 	if !e.reg.stored {
 		return nil
 	}
-	stored, err := c.storedEdge(e.key)
+	stored, err := c.storedEdge(e.id)
 	if err != nil {
 		return err
 	}

@@ -72,17 +72,12 @@ func (c *Core) put(r *register, f Field, value string) {
 
 // putProperty writes one property, whose register starts as a copy of fill.
 func (c *Core) putProperty(n *node, name, value string) {
-	r, ok := n.props[name]
-	if !ok {
-		r = n.fill.clone()
+	r := n.property(name)
+	if r == nil {
+		r = n.setProperty(name, n.fill.clone())
 	}
 	c.put(r, FieldProperty, value)
 	n.written = append(n.written, name)
-	if r.equal(&n.fill) {
-		delete(n.props, name)
-	} else {
-		n.props[name] = r
-	}
 }
 
 // putWhole writes labels and every property, also those that are left out.
@@ -90,28 +85,19 @@ func (c *Core) putWhole(n *node, labels string, props []prop) {
 	n.whole = true
 	c.put(&n.labels, FieldLabels, labels)
 	for _, p := range props {
-		if _, ok := n.props[p.name]; !ok {
-			n.props[p.name] = n.fill.clone()
+		if n.property(p.name) == nil {
+			n.setProperty(p.name, n.fill.clone())
 		}
 	}
-	for name, r := range n.props {
+	for i := range n.props {
+		r := &n.props[i]
 		value := ""
-		if i, ok := slices.BinarySearchFunc(props, name, comparePropName); ok {
-			value = props[i].value
+		if at, ok := slices.BinarySearchFunc(props, r.name, comparePropName); ok {
+			value = props[at].value
 		}
-		c.put(r, FieldProperty, value)
+		c.put(&r.register, FieldProperty, value)
 	}
 	c.put(&n.fill, FieldProperty, "")
-	n.dropCopies()
-}
-
-// dropCopies drops the properties that say no more than fill.
-func (n *node) dropCopies() {
-	for name, r := range n.props {
-		if r.equal(&n.fill) {
-			delete(n.props, name)
-		}
-	}
 }
 
 // bear notes that the current write created the node afresh: the edges that
@@ -139,11 +125,10 @@ func (c *Core) adopt(n *node, b *birth) error {
 	}
 	n.whole = true
 	n.labels.forget(Dot{}, &b.past)
-	for _, r := range n.props {
-		r.forget(Dot{}, &b.past)
+	for i := range n.props {
+		n.props[i].forget(Dot{}, &b.past)
 	}
 	n.fill.forget(Dot{}, &b.past)
-	n.dropCopies()
 	edges, err := c.loadEdges(n)
 	if err != nil {
 		return err

@@ -186,6 +186,9 @@ func (o *op) check() error {
 // checkValue: equal values must have equal bytes, or equal writes would look
 // like conflicts and digests would differ.
 func checkValue(s string) error {
+	if _, ok := plainValue(s); ok {
+		return nil
+	}
 	v, err := replication.DecodeValue([]byte(s))
 	if err != nil {
 		return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
@@ -194,6 +197,38 @@ func checkValue(s string) error {
 		return fmt.Errorf("%w: value %.40q is not canonical", ErrInvalidEntry, s)
 	}
 	return nil
+}
+
+// plainValue decodes the values most properties have, integers, booleans and
+// plain text, where they are canonical; not ok: another kind of value.
+func plainValue(s string) (v any, ok bool) {
+	switch {
+	case s == "true" || s == "false":
+		return s == "true", true
+	case len(s) > 1 && s[0] == '"' && s[len(s)-1] == '"':
+		text := s[1 : len(s)-1]
+		for i := range len(text) {
+			if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+				return nil, false
+			}
+		}
+		return text, true
+	}
+	digits := strings.TrimPrefix(s, "-")
+	if digits == "" || len(digits) > 18 || digits[0] == '0' && s != "0" {
+		return nil, false
+	}
+	var n int64
+	for i := range len(digits) {
+		if digits[i] < '0' || digits[i] > '9' {
+			return nil, false
+		}
+		n = n*10 + int64(digits[i]-'0')
+	}
+	if len(digits) < len(s) {
+		n = -n
+	}
+	return n, true
 }
 
 func checkLabels(s string) error {

@@ -143,10 +143,10 @@ func (r *register) settle(s Strategy) {
 	}
 }
 
-func (r *register) clone() *register {
+func (r *register) clone() register {
 	c := *r
 	c.versions = slices.Clone(r.versions)
-	return &c
+	return c
 }
 
 func (r *register) equal(o *register) bool {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
-	"slices"
 )
 
 // Metadata rows. Parts of a key have their length before them, so that any ID
@@ -159,16 +158,9 @@ func (n *node) encode(flags byte) []byte {
 	w.register(&n.fill)
 	w.birth(&n.birth)
 	w.uint(uint64(len(n.props)))
-	if len(n.props) == 1 { // the usual case, without sorting
-		for name, r := range n.props {
-			w.string(name)
-			w.register(r)
-		}
-		return w
-	}
-	for _, name := range n.names() {
-		w.string(name)
-		w.register(n.props[name])
+	for i := range n.props {
+		w.string(n.props[i].name)
+		w.register(&n.props[i].register)
 	}
 	return w
 }
@@ -178,18 +170,15 @@ func decodeNode(id string, b []byte) (*node, error) {
 	if r.byte() != rowVersion {
 		r.fail()
 	}
-	n := newNode(id)
+	n := &node{id: id}
 	n.flags(r.byte())
 	n.life, n.labels, n.fill = r.register(), r.register(), r.register()
 	n.birth = r.birth()
-	last := ""
 	for i, count := 0, r.count(3); i < count && r.err == nil; i++ {
-		name := r.string()
-		reg := r.register()
-		if i > 0 && name <= last {
+		n.props = append(n.props, property{name: r.string(), register: r.register()})
+		if i > 0 && n.props[i].name <= n.props[i-1].name {
 			r.fail()
 		}
-		last, n.props[name] = name, &reg
 	}
 	stored := n.life.stored || n.labels.stored || n.fill.stored
 	if err := r.done(); err != nil || stored && !n.inStorage {
@@ -211,7 +200,7 @@ func decodeEdge(k edgeKey, b []byte) (*edge, error) {
 	if r.byte() != rowVersion {
 		r.fail()
 	}
-	e := &edge{key: k}
+	e := &edge{id: k}
 	e.flags(r.byte())
 	e.reg = r.register()
 	if err := r.done(); err != nil || e.reg.stored {
@@ -238,13 +227,4 @@ func decodeQueue(b []byte) (keys []string, err error) {
 		return nil, fmt.Errorf("%w: queue", ErrDamagedRow)
 	}
 	return keys, nil
-}
-
-func (n *node) names() []string {
-	names := make([]string, 0, len(n.props))
-	for name := range n.props {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

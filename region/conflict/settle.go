@@ -47,7 +47,7 @@ func (c *Core) saveNode(n *node) ([]byte, error) {
 	if n.inStorage {
 		n.leaveToStorage(c.head.settings.Strategy)
 	}
-	key := nodeRow(n.id)
+	key := n.key
 	if n.needless() {
 		return nil, c.setRow(key, nil, &n.rowState, false)
 	}
@@ -70,11 +70,7 @@ func (n *node) leaveToStorage(s Strategy) {
 		return
 	}
 	n.fill = register{stored: true}
-	for name, r := range n.props {
-		if r.settled() {
-			delete(n.props, name)
-		}
-	}
+	n.props = slices.DeleteFunc(n.props, func(p property) bool { return p.settled() })
 }
 
 // needless: the row would say nothing.
@@ -93,11 +89,11 @@ func (c *Core) saveEdge(e *edge) ([]byte, error) {
 	if e.inStorage && e.reg.settled() {
 		e.reg = register{stored: true}
 	}
-	key := e.key.row()
+	key := e.key
 	had := e.hasRow
 	if e.reg.stored || e.reg.blank() {
 		if had {
-			if err := c.store.SetMeta(e.key.inRow(), nil); err != nil {
+			if err := c.store.SetMeta(e.id.inRow(), nil); err != nil {
 				return nil, err
 			}
 		}
@@ -105,7 +101,7 @@ func (c *Core) saveEdge(e *edge) ([]byte, error) {
 	}
 	conflict := c.head.settings.Strategy == Manual && e.reg.conflicting()
 	if !had {
-		if err := c.store.SetMeta(e.key.inRow(), present); err != nil {
+		if err := c.store.SetMeta(e.id.inRow(), present); err != nil {
 			return nil, err
 		}
 	}
@@ -239,8 +235,8 @@ func (c *Core) examineNode(n *node, key string, cut *Vector) error {
 	ready(&n.life)
 	ready(&n.labels)
 	ready(&n.fill)
-	for _, name := range n.names() {
-		ready(n.props[name])
+	for i := range n.props {
+		ready(&n.props[i].register)
 	}
 	if wait == (Dot{}) && n.life.settled() && !n.life.has(c.head.settings.Strategy) {
 		blocked, err := c.drop(n, cut)
@@ -281,7 +277,7 @@ func (c *Core) drop(n *node, cut *Vector) (wait Dot, err error) {
 			return Dot{}, err
 		}
 	}
-	n.life, n.labels, n.fill, n.props = register{}, register{}, register{}, map[string]*register{}
+	n.life, n.labels, n.fill, n.props = register{}, register{}, register{}, nil
 	return Dot{}, nil
 }
 

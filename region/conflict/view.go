@@ -1,8 +1,8 @@
 package conflict
 
 import (
-	"maps"
 	"slices"
+	"strings"
 
 	"github.com/nornicdb/replication"
 )
@@ -14,7 +14,7 @@ type node struct {
 	// "unset", for all names that are not in props. Where fill is stored,
 	// names that are not in props are as the Storage has them.
 	life, labels, fill register
-	props              map[string]*register
+	props              []property // by name
 	birth              birth
 
 	rowState
@@ -25,7 +25,7 @@ type node struct {
 
 // edge is an edge's register in the same sense.
 type edge struct {
-	key edgeKey
+	id  edgeKey
 	reg register
 	rowState
 	written bool
@@ -33,13 +33,39 @@ type edge struct {
 
 // rowState is what is in the Store.
 type rowState struct {
+	key         []byte // of the row
 	inStorage   bool // shown before this entry
 	hasRow      bool
 	hasConflict bool // a conflict row
 	dirty       bool // the row must be written
 }
 
-func newNode(id string) *node { return &node{id: id, props: make(map[string]*register)} }
+type property struct {
+	name string
+	register
+}
+
+func comparePropertyName(p property, name string) int { return strings.Compare(p.name, name) }
+
+// property returns the register of a name, nil where fill stands for it. It is
+// valid until another name is set.
+func (n *node) property(name string) *register {
+	if i, ok := slices.BinarySearchFunc(n.props, name, comparePropertyName); ok {
+		return &n.props[i].register
+	}
+	return nil
+}
+
+func (n *node) setProperty(name string, r register) *register {
+	i, _ := slices.BinarySearchFunc(n.props, name, comparePropertyName)
+	n.props = slices.Insert(n.props, i, property{name, r})
+	return &n.props[i].register
+}
+
+// dropCopies drops the properties that say no more than fill.
+func (n *node) dropCopies() {
+	n.props = slices.DeleteFunc(n.props, func(p property) bool { return p.equal(&n.fill) })
+}
 
 func (s *rowState) flags(f byte) {
 	s.hasRow, s.inStorage, s.hasConflict = true, f&flagShown != 0, f&flagConflict != 0
@@ -50,8 +76,8 @@ func (n *node) registers(fn func(*register)) {
 	fn(&n.life)
 	fn(&n.labels)
 	fn(&n.fill)
-	for _, r := range n.props {
-		fn(r)
+	for i := range n.props {
+		fn(&n.props[i].register)
 	}
 }
 
@@ -64,11 +90,11 @@ func (c *Core) edgeShown(e *edge) (bool, error) {
 	if !e.reg.has(c.head.settings.Strategy) {
 		return false, nil
 	}
-	from, err := c.node(e.key.from)
+	from, err := c.node(e.id.from)
 	if err != nil || !c.shown(from) {
 		return false, err
 	}
-	to, err := c.node(e.key.to)
+	to, err := c.node(e.id.to)
 	return err == nil && c.shown(to), err
 }
 
@@ -78,11 +104,12 @@ func (c *Core) node(id string) (*node, error) {
 	if n, ok := c.nodes[id]; ok {
 		return n, nil
 	}
-	row, err := c.store.GetMeta(nodeRow(id))
+	key := nodeRow(id)
+	row, err := c.store.GetMeta(key)
 	if err != nil {
 		return nil, err
 	}
-	n := newNode(id)
+	n := &node{id: id}
 	if row != nil {
 		n, err = decodeNode(id, row)
 	} else if n.inStorage, err = c.store.HasNode(replication.NodeID(id)); n.inStorage {
@@ -91,7 +118,9 @@ func (c *Core) node(id string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.key = key
 	c.nodes[id] = n
+	c.nodeList = append(c.nodeList, n)
 	return n, nil
 }
 
@@ -101,11 +130,12 @@ func (c *Core) edge(k edgeKey) (*edge, error) {
 	if e, ok := c.edges[k]; ok {
 		return e, nil
 	}
-	row, err := c.store.GetMeta(k.row())
+	key := k.row()
+	row, err := c.store.GetMeta(key)
 	if err != nil {
 		return nil, err
 	}
-	e := &edge{key: k}
+	e := &edge{id: k}
 	if row != nil {
 		e, err = decodeEdge(k, row)
 	} else {
@@ -114,21 +144,23 @@ func (c *Core) edge(k edgeKey) (*edge, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.key = key
 	c.edges[k] = e
+	c.edgeList = append(c.edgeList, e)
 	return e, nil
 }
 
 func (c *Core) newEdge(e *edge) error {
-	from, err := c.node(e.key.from)
+	from, err := c.node(e.id.from)
 	if err != nil {
 		return err
 	}
-	to, err := c.node(e.key.to)
+	to, err := c.node(e.id.to)
 	if err != nil {
 		return err
 	}
 	if from.inStorage && to.inStorage {
-		stored, err := c.storedEdge(e.key)
+		stored, err := c.storedEdge(e.id)
 		if err != nil {
 			return err
 		}
@@ -164,12 +196,12 @@ func (c *Core) loadEdges(n *node) ([]*edge, error) {
 		n.edgesLoaded = true
 	}
 	var at []*edge
-	for k, e := range c.edges {
-		if k.from == n.id || k.to == n.id {
+	for _, e := range c.edgeList {
+		if e.id.from == n.id || e.id.to == n.id {
 			at = append(at, e)
 		}
 	}
-	slices.SortFunc(at, func(a, b *edge) int { return a.key.compare(b.key) })
+	slices.SortFunc(at, func(a, b *edge) int { return a.id.compare(b.id) })
 	return at, nil
 }
 
@@ -219,19 +251,14 @@ func (c *Core) edgeRows(id string, fn func(edgeKey) (bool, error)) error {
 	return nil
 }
 
+// sortedNodes are the nodes loaded so far, in order.
 func (c *Core) sortedNodes() []*node {
-	return slices.SortedFunc(maps.Values(c.nodes), func(a, b *node) int {
-		switch {
-		case a.id < b.id:
-			return -1
-		case a.id > b.id:
-			return 1
-		default:
-			return 0
-		}
-	})
+	slices.SortFunc(c.nodeList, func(a, b *node) int { return strings.Compare(a.id, b.id) })
+	return c.nodeList
 }
 
+// sortedEdges are the edges loaded so far, in order.
 func (c *Core) sortedEdges() []*edge {
-	return slices.SortedFunc(maps.Values(c.edges), func(a, b *edge) int { return a.key.compare(b.key) })
+	slices.SortFunc(c.edgeList, func(a, b *edge) int { return a.id.compare(b.id) })
+	return c.edgeList
 }
