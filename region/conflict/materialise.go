@@ -183,7 +183,7 @@ func (c *Core) unstore(n *node) error {
 	}
 	n.fill = settledRegister("")
 	for name, value := range stored.Properties {
-		if n.property(name) != nil {
+		if n.property(name) != nil || mutants.valueNotKept {
 			continue
 		}
 		v, err := canonical(value)

@@ -1,8 +1,8 @@
 package conflict
 
-// mutants are deliberate faults, all off. Tests switch one on to show that the
-// checks would see it (TestMutant_*).
-var mutants struct {
+// mutantSet are deliberate faults, all off. Tests switch one on to show that
+// the checks would see it (TestMutant_*).
+type mutantSet struct {
 	tieBreak           bool  // equal times: each region prefers its own write
 	self               uint8 // the region that is at work, for tieBreak
 	pendingForgotten   bool  // a register does not remember what it has replaced
@@ -13,5 +13,9 @@ var mutants struct {
 	birthNotCarried    bool // a write does not say on which re-creation it stands
 	noDedupe           bool // an entry that was applied is applied again
 	clockStandsStill   bool // a remote time is not observed
+	valueNotKept       bool // what a delete hides is not kept
+	queueForgotten     bool // what could not settle is not looked at again
 	collectNothing     bool // nothing is ever settled: not wrong, but metadata grows
 }
+
+var mutants mutantSet

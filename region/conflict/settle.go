@@ -246,7 +246,7 @@ func (c *Core) examineNode(n *node, key string, cut *Vector) error {
 		wait = blocked
 	}
 	row, err := c.saveNode(n)
-	if err != nil || row == nil || wait == (Dot{}) {
+	if err != nil || row == nil || wait == (Dot{}) || mutants.queueForgotten {
 		return err
 	}
 	return c.enqueue(wait, key)
@@ -290,7 +290,7 @@ func (c *Core) examineEdge(e *edge, key string, cut *Vector) error {
 		}
 	}
 	row, err := c.saveEdge(e)
-	if err != nil || row == nil || wait == (Dot{}) {
+	if err != nil || row == nil || wait == (Dot{}) || mutants.queueForgotten {
 		return err
 	}
 	return c.enqueue(wait, key)

@@ -42,6 +42,7 @@ type history struct {
 	offsets  [MaxRegions]int64 // of the clocks, ms
 	collect  bool
 	updates  bool // the Storage has EdgeStorage
+	nodes    int  // of the graph
 	steps    []step
 }
 
@@ -55,15 +56,20 @@ func makeHistory(seed uint64, length int) *history {
 	for i := range h.offsets {
 		h.offsets[i] = []int64{0, 0, 0, 100, -100, 5000, -5000}[rng.IntN(7)]
 	}
+	h.nodes = 1 + rng.IntN(len(oracleNodes))
+	weights := stepWeights
+	if rng.IntN(2) == 0 { // links that are often down, and regions that tell quickly what they have
+		weights[stepMark], weights[stepLink] = 25, 15
+	}
 	total := 0
-	for _, w := range stepWeights {
+	for _, w := range weights {
 		total += w
 	}
 	for range length {
 		var s step
 		pick := rng.IntN(total)
-		for pick >= stepWeights[s.kind] {
-			pick -= stepWeights[s.kind]
+		for pick >= weights[s.kind] {
+			pick -= weights[s.kind]
 			s.kind++
 		}
 		for i := range s.x {
@@ -130,11 +136,8 @@ func (h *history) run() error { return h.trace(func(string, ...any) {}) }
 
 // trace runs the history and returns the first thing that is wrong.
 func (h *history) trace(trace func(format string, args ...any)) error {
-	s := &sim{h: h, now: 1_700_000_000_000, trace: trace, oracle: &oracle{strategy: h.strategy},
-		settings: Settings{Regions: simRegionNames[:h.regions], Strategy: h.strategy, MaxClockOffsetMS: h.bound}}
-	for range h.regions {
-		s.regions = append(s.regions, &simRegion{store: newStore()})
-	}
+	s := newSim(h)
+	s.trace = trace
 	mutants.collectNothing = !h.collect
 	defer func() { mutants.collectNothing = false }()
 	for i := range h.steps {
@@ -145,6 +148,19 @@ func (h *history) trace(trace func(format string, args ...any)) error {
 			return fmt.Errorf("step %d: %w", i, err)
 		}
 	}
+	return s.end()
+}
+
+func newSim(h *history) *sim {
+	s := &sim{h: h, now: 1_700_000_000_000, trace: func(string, ...any) {}, oracle: &oracle{strategy: h.strategy},
+		settings: Settings{Regions: simRegionNames[:h.regions], Strategy: h.strategy, MaxClockOffsetMS: h.bound}}
+	for range h.regions {
+		s.regions = append(s.regions, &simRegion{store: newStore()})
+	}
+	return s
+}
+
+func (s *sim) end() error {
 	if err := s.quiesce(); err != nil {
 		return fmt.Errorf("at the end: %w", err)
 	}
@@ -192,9 +208,9 @@ func (s *sim) step(st *step) error {
 }
 
 // command makes a command out of five bytes.
-func command(x []byte) *replication.Command {
-	node := oracleNodes[int(x[1])%len(oracleNodes)]
-	other := oracleNodes[int(x[2])%len(oracleNodes)]
+func command(x []byte, nodes int) *replication.Command {
+	node := oracleNodes[int(x[1])%nodes]
+	other := oracleNodes[int(x[2])%nodes]
 	value := any(int64(x[3] % 16))
 	props := map[string]any{}
 	if x[4]&1 != 0 {
@@ -248,7 +264,7 @@ func (s *sim) write(r int, x []byte, size int) error {
 		y := append(slices.Clone(x[i:5]), x[:5]...)
 		y[0] += byte(i) * 37
 		y[1] += x[7] * byte(i)
-		cmds = append(cmds, command(y))
+		cmds = append(cmds, command(y, s.h.nodes))
 	}
 	batch := cmds[0]
 	if size > 1 {
@@ -257,6 +273,11 @@ func (s *sim) write(r int, x []byte, size int) error {
 			return err
 		}
 	}
+	return s.submit(r, batch, cmds)
+}
+
+// submit has region r execute a command, which amounts to cmds.
+func (s *sim) submit(r int, batch *replication.Command, cmds []*replication.Command) error {
 	before := s.regions[r].store.clone()
 	set := s.oracle.set(s.regions[r].applied)
 	e, err := s.local(r, func(c *Core, wall uint64) (*Entry, error) { return c.Local(wall, batch) })
@@ -269,7 +290,7 @@ func (s *sim) write(r int, x []byte, size int) error {
 			return fmt.Errorf("the verdict %v left traces", err)
 		}
 	}
-	if size > 1 {
+	if len(cmds) > 1 {
 		return nil
 	}
 	return s.checkVerdict(cmds[0], set, e, err)
@@ -288,7 +309,7 @@ func (s *sim) checkVerdict(cmd *replication.Command, set uint64, e *Entry, got e
 	case replication.CmdCreateNode:
 		if o.nodeShown(set, node) {
 			want = replication.ErrExists
-		} else if got == nil && (e.ops[0].kind == opCreateNode) == o.nodeExists(set, node) {
+		} else if got == nil && !mutants.freshFromTombstone && (e.ops[0].kind == opCreateNode) == o.nodeExists(set, node) {
 			return fmt.Errorf("creation of %s: fresh is %v", n.ID, e.ops[0].kind == opCreateNode)
 		}
 	case replication.CmdUpdateNode:
@@ -550,7 +571,7 @@ func (s *sim) quiesce() error {
 // state machine is deterministic, rows included.
 func (s *sim) replay() error {
 	for r, reg := range s.regions {
-		if len(reg.log) == 0 {
+		if len(reg.log) == 0 || mutants.cutFromAcks { // acknowledgements are in no log
 			continue
 		}
 		was := reg.store

@@ -34,7 +34,7 @@ type edge struct {
 // rowState is what is in the Store.
 type rowState struct {
 	key         []byte // of the row
-	inStorage   bool // shown before this entry
+	inStorage   bool   // shown before this entry
 	hasRow      bool
 	hasConflict bool // a conflict row
 	dirty       bool // the row must be written
