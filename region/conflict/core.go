@@ -24,6 +24,7 @@ type Core struct {
 	edges    map[edgeKey]*edge
 	nodeList []*node
 	edgeList []*edge
+	at       map[string][]*edge // loaded edges by their ends
 }
 
 // write is the name, time and context of the entry that is being applied.
@@ -67,7 +68,7 @@ func Load(store Store, self string, settings Settings) (*Core, error) {
 		return nil, fmt.Errorf("%w: region %q is not one of %q", ErrSettings, self, settings.Regions)
 	}
 	c := &Core{store: store, head: header{settings: settings, self: index},
-		nodes: make(map[string]*node), edges: make(map[edgeKey]*edge)}
+		nodes: make(map[string]*node), edges: make(map[edgeKey]*edge), at: make(map[string][]*edge)}
 	row, err := store.GetMeta([]byte(rowHeader))
 	if err != nil || row == nil {
 		return c, err
@@ -82,37 +83,75 @@ func Load(store Store, self string, settings Settings) (*Core, error) {
 	return c, nil
 }
 
-// Applied says what is applied of each region's stream.
-func (c *Core) Applied() Vector { return c.head.applied }
+// Status is the region's state as a whole.
+type Status struct {
+	Settings Settings
+	Self     string
+	// Applied says what is applied of each region's stream. Applied ⊇ Cut.
+	Applied Vector
+	// Cut is the stable cut: what all regions are known to have applied.
+	Cut Vector
+	// Seen is, for each region, what it is known to have applied.
+	Seen [MaxRegions]Vector
+	// Clock ≥ the time of every own write.
+	Clock uint64
+	// NeedsMark says that others wait to hear what this region has applied.
+	NeedsMark bool
+	// Rows and Bytes are the metadata of nodes and edges that are not settled.
+	Rows, Bytes uint64
+}
 
-// Clock is the time of the latest own write, or a remote one if that is later.
-func (c *Core) Clock() uint64 { return c.head.lastTime }
+// ReadStatus reads the status outside of a transaction that writes; the zero
+// Status where there is none yet.
+func ReadStatus(m replication.Meta) (Status, error) {
+	row, err := m.GetMeta([]byte(rowHeader))
+	if err != nil || row == nil {
+		return Status{}, err
+	}
+	h, err := decodeHeader(row)
+	if err != nil {
+		return Status{}, err
+	}
+	return h.status(), nil
+}
+
+func (h *header) status() Status {
+	s := Status{Settings: h.settings, Self: h.settings.Regions[h.self], Applied: h.applied, Cut: h.cut(), Seen: h.seen,
+		Clock: h.lastTime, NeedsMark: h.unmarked, Rows: h.rows, Bytes: h.bytes}
+	s.Seen[h.self] = h.applied
+	return s
+}
+
+// Status is the region's state now.
+func (c *Core) Status() Status { return c.head.status() }
 
 // Counts are the counters since Load.
 func (c *Core) Counts() Counts { return c.counts }
 
-// Cut is the stable cut: what all regions are known to have applied.
-func (c *Core) Cut() Vector {
-	cut := c.head.applied
-	for i := range c.head.settings.Regions {
-		if i == int(c.head.self) {
+// cut is the pointwise minimum of what the regions have seen. What they say
+// comes with their entries, never beside them.
+func (h *header) cut() Vector {
+	cut := h.applied
+	for i := range h.settings.Regions {
+		if i == int(h.self) {
 			continue
 		}
 		if mutants.cutFromAcks {
 			cut.meet(&mutants.acks[i])
 			continue
 		}
-		cut.meet(&c.head.seen[i])
+		cut.meet(&h.seen[i])
 	}
 	return cut
 }
 
 func (c *Core) reset() {
 	if len(c.nodeList)+len(c.edgeList) > 64 { // clearing a map that was large is slow for ever
-		c.nodes, c.edges = make(map[string]*node), make(map[edgeKey]*edge)
+		c.nodes, c.edges, c.at = make(map[string]*node), make(map[edgeKey]*edge), make(map[string][]*edge)
 	}
 	clear(c.nodes)
 	clear(c.edges)
+	clear(c.at)
 	clear(c.nodeList)
 	clear(c.edgeList)
 	c.nodeList, c.edgeList = c.nodeList[:0], c.edgeList[:0]
@@ -172,12 +211,8 @@ func answer(err error) bool {
 	return verdict || errors.Is(err, ErrNoConflict) || errors.Is(err, ErrVersionsChanged)
 }
 
-// NeedsMark says that other regions wait to hear what this one has applied,
-// and no own write has told them.
-func (c *Core) NeedsMark() bool { return c.head.unmarked }
-
 // Mark makes a mark: an entry without effects. An idle region streams one each
-// second while NeedsMark.
+// second while Status.NeedsMark.
 func (c *Core) Mark(wallMS uint64) (*Entry, error) {
 	return c.own(wallMS, false, func(l *local) error {
 		l.mark = true

@@ -88,16 +88,17 @@ func (l *local) whole(kind opKind, node *replication.Node, n *node) error {
 		births: [2]birth{l.birth(n)}})
 }
 
-// birth is what a write that says "the node exists" carries.
+// birth is what a write that says "the node exists" carries: nothing where
+// every region that gets the write has the re-creations before it, because
+// all have them, or because they are earlier in this stream.
 func (l *local) birth(n *node) birth {
-	b := n.birth
-	if mutants.birthNotCarried || l.c.Cut().containsDots(&b) {
+	known := l.c.head.cut()
+	known[l.e.Dot.Region] = l.e.Dot.Pos
+	if mutants.birthNotCarried || known.Contains(&n.birth.dots) {
 		return birth{}
 	}
-	return b
+	return n.birth
 }
-
-func (v Vector) containsDots(b *birth) bool { return v.Contains(&b.dots) }
 
 func (l *local) DeleteNode(id replication.NodeID) error {
 	if _, err := l.existing(id); err != nil {

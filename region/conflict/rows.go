@@ -95,6 +95,8 @@ type header struct {
 	collected Vector
 	// unmarked: entries with effects were applied since the last own entry.
 	unmarked bool
+	// rows and bytes of nodes and edges.
+	rows, bytes uint64
 }
 
 func (h *header) encode() []byte {
@@ -113,6 +115,8 @@ func (h *header) encode() []byte {
 	}
 	w.uint(h.lastTime)
 	w.vector(&h.collected)
+	w.uint(h.rows)
+	w.uint(h.bytes)
 	if h.unmarked {
 		w.byte(1)
 	} else {
@@ -139,6 +143,7 @@ func decodeHeader(b []byte) (h header, err error) {
 	}
 	h.lastTime = r.uint()
 	h.collected = r.vector()
+	h.rows, h.bytes = r.uint(), r.uint()
 	h.unmarked = r.byte() == 1
 	if err := r.done(); err != nil {
 		return h, fmt.Errorf("%w: header: %v", ErrDamagedRow, err)

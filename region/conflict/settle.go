@@ -36,7 +36,7 @@ func (c *Core) saveTouched() error {
 			keys = append(keys, string(row[len(rowPrefix):]))
 		}
 	}
-	return c.enqueue(c.w.dot, keys...)
+	return c.enqueue(c.w.dot, keys)
 }
 
 // saveNode writes the node's row, if it needs one, and returns its key then.
@@ -127,19 +127,28 @@ func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, c
 		}
 		s.hasConflict = conflict
 	}
+	if s.hasRow {
+		c.head.rows--
+		c.head.bytes -= uint64(s.size)
+	}
 	had := s.hasRow
-	s.hasRow = encode != nil
+	s.hasRow, s.size = encode != nil, 0
 	if !s.hasRow {
 		if !had {
 			return nil
 		}
 		return c.store.SetMeta(key, nil)
 	}
-	return c.store.SetMeta(key, encode(flags))
+	row := encode(flags)
+	s.size = len(key) + len(row)
+	c.head.rows++
+	c.head.bytes += uint64(s.size)
+	return c.store.SetMeta(key, row)
 }
 
-// enqueue has the rows looked at again when the write d is stable.
-func (c *Core) enqueue(d Dot, keys ...string) error {
+// enqueue has the rows looked at again when the write d is stable. keys has
+// each key once.
+func (c *Core) enqueue(d Dot, keys []string) error {
 	if len(keys) == 0 {
 		return nil
 	}
@@ -152,12 +161,39 @@ func (c *Core) enqueue(d Dot, keys ...string) error {
 	if err != nil {
 		return err
 	}
+	if len(have) == 0 {
+		return c.store.SetMeta(at, encodeQueue(keys))
+	}
+	known := make(map[string]struct{}, len(have))
+	for _, k := range have {
+		known[k] = struct{}{}
+	}
 	for _, k := range keys {
-		if !slices.Contains(have, k) {
+		if _, ok := known[k]; !ok {
 			have = append(have, k)
 		}
 	}
 	return c.store.SetMeta(at, encodeQueue(have))
+}
+
+// waiting collects, for one pass of collect, what is to be looked at later, so
+// that each queue row is written once.
+type waiting struct {
+	order []Dot
+	keys  map[Dot][]string
+}
+
+func (w *waiting) add(d Dot, key string) {
+	if w.keys == nil {
+		w.keys = make(map[Dot][]string)
+	}
+	keys, ok := w.keys[d]
+	if !ok {
+		w.order = append(w.order, d)
+	}
+	if len(keys) == 0 || keys[len(keys)-1] != key {
+		w.keys[d] = append(keys, key)
+	}
 }
 
 // collect settles what has become stable since the last time.
@@ -165,59 +201,71 @@ func (c *Core) collect() error {
 	if mutants.collectNothing {
 		return nil
 	}
-	cut := c.Cut()
+	cut := c.head.cut()
+	var later waiting
 	for region := range c.head.settings.Regions {
 		for pos := c.head.collected[region] + 1; pos <= cut[region]; pos++ {
-			at := queueRow(Dot{uint8(region), pos})
-			row, err := c.store.GetMeta(at)
-			if err != nil {
+			if err := c.stable(Dot{uint8(region), pos}, &cut, &later); err != nil {
 				return err
 			}
-			if row == nil {
-				continue
-			}
-			keys, err := decodeQueue(row)
-			if err != nil {
-				return err
-			}
-			if err := c.store.SetMeta(at, nil); err != nil {
-				return err
-			}
-			for _, k := range keys {
-				if err := c.examine(k, &cut); err != nil {
-					return err
-				}
-			}
+		}
+	}
+	for _, d := range later.order {
+		if err := c.enqueue(d, later.keys[d]); err != nil {
+			return err
 		}
 	}
 	c.head.collected = cut
 	return nil
 }
 
-func (c *Core) examine(key string, cut *Vector) error {
-	row := []byte(rowPrefix + key)
-	kind, parts, err := splitRow(row)
+// stable looks at everything that waited for the write d to be in the cut.
+func (c *Core) stable(d Dot, cut *Vector, later *waiting) error {
+	at := queueRow(d)
+	row, err := c.store.GetMeta(at)
+	if err != nil || row == nil {
+		return err
+	}
+	keys, err := decodeQueue(row)
 	if err != nil {
 		return err
+	}
+	for _, k := range keys {
+		wait, err := c.examine(k, cut)
+		if err != nil {
+			return err
+		}
+		if wait != (Dot{}) && !mutants.queueForgotten {
+			later.add(wait, k)
+		}
+	}
+	return c.store.SetMeta(at, nil)
+}
+
+// examine settles what can be settled of a row, and returns the write that the
+// rest waits for.
+func (c *Core) examine(key string, cut *Vector) (Dot, error) {
+	kind, parts, err := splitRow([]byte(rowPrefix + key))
+	if err != nil {
+		return Dot{}, err
 	}
 	if kind == rowNode[len(rowPrefix)] {
 		n, err := c.node(parts[0])
 		if err != nil || !n.hasRow {
-			return err
+			return Dot{}, err
 		}
-		return c.examineNode(n, key, cut)
+		return c.examineNode(n, cut)
 	}
 	e, err := c.edge(edgeKey{from: parts[0], relType: parts[1], to: parts[2]})
 	if err != nil || !e.hasRow {
-		return err
+		return Dot{}, err
 	}
-	return c.examineEdge(e, key, cut)
+	return c.examineEdge(e, cut)
 }
 
 // examineNode settles the registers that wait for nothing, and drops the node
 // if it is deleted and nothing of it waits.
-func (c *Core) examineNode(n *node, key string, cut *Vector) error {
-	wait := Dot{}
+func (c *Core) examineNode(n *node, cut *Vector) (wait Dot, err error) {
 	if missing := n.birth.past.missing(&c.head.applied); missing != (Dot{}) {
 		wait = missing
 	} else if missing := n.birth.dots.missing(cut); missing != (Dot{}) {
@@ -239,17 +287,12 @@ func (c *Core) examineNode(n *node, key string, cut *Vector) error {
 		ready(&n.props[i].register)
 	}
 	if wait == (Dot{}) && n.life.settled() && !n.life.has(c.head.settings.Strategy) {
-		blocked, err := c.drop(n, cut)
-		if err != nil {
-			return err
+		if wait, err = c.drop(n, cut); err != nil {
+			return wait, err
 		}
-		wait = blocked
 	}
-	row, err := c.saveNode(n)
-	if err != nil || row == nil || wait == (Dot{}) || mutants.queueForgotten {
-		return err
-	}
-	return c.enqueue(wait, key)
+	_, err = c.saveNode(n)
+	return wait, err
 }
 
 // drop forgets a deleted node with its edges, unless one of them waits.
@@ -281,17 +324,14 @@ func (c *Core) drop(n *node, cut *Vector) (wait Dot, err error) {
 	return Dot{}, nil
 }
 
-func (c *Core) examineEdge(e *edge, key string, cut *Vector) error {
-	wait := e.reg.waits(cut, &c.head.applied)
+func (c *Core) examineEdge(e *edge, cut *Vector) (wait Dot, err error) {
+	wait = e.reg.waits(cut, &c.head.applied)
 	if wait == (Dot{}) {
 		e.reg.settle(c.head.settings.Strategy)
 		if e.reg.settled() && !e.reg.has(c.head.settings.Strategy) {
 			e.reg = register{} // deleted
 		}
 	}
-	row, err := c.saveEdge(e)
-	if err != nil || row == nil || wait == (Dot{}) || mutants.queueForgotten {
-		return err
-	}
-	return c.enqueue(wait, key)
+	_, err = c.saveEdge(e)
+	return wait, err
 }

@@ -444,7 +444,7 @@ func (s *sim) again(from, to int, x []byte) error {
 
 func (s *sim) mark(r int) error {
 	c, err := s.core(r)
-	if err != nil || !c.NeedsMark() {
+	if err != nil || !c.Status().NeedsMark {
 		return err
 	}
 	e, err := s.local(r, func(c *Core, wall uint64) (*Entry, error) { return c.Mark(wall) })
@@ -492,15 +492,18 @@ func (s *sim) check(r int, c *Core) error {
 	if got, want := reg.store.graph(), s.oracle.graph(set); got != want {
 		return fmt.Errorf("shows\n%s\nshould show\n%s", got, want)
 	}
-	if c.Applied() != reg.applied {
-		return fmt.Errorf("applied %v, should be %v", c.Applied(), reg.applied)
+	if c.Status().Applied != reg.applied {
+		return fmt.Errorf("applied %v, should be %v", c.Status().Applied, reg.applied)
 	}
-	if cut := c.Cut(); !mutants.cutFromAcks {
+	if cut := c.Status().Cut; !mutants.cutFromAcks {
 		for i := range s.regions {
 			if !s.regions[i].applied.Contains(&cut) {
 				return fmt.Errorf("cut %v, but region %d has %v", cut, i, s.regions[i].applied)
 			}
 		}
+	}
+	if rows, size := reg.store.unsettled(); c.Status().Rows != rows || c.Status().Bytes != size {
+		return fmt.Errorf("counts %d rows of %d bytes, there are %d of %d", c.Status().Rows, c.Status().Bytes, rows, size)
 	}
 	if s.h.strategy == Manual {
 		if got, want := s.conflicts(r), s.oracle.conflicts(set); !slices.Equal(got, want) {

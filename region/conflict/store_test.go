@@ -167,6 +167,17 @@ func (s *memStore) graph() string {
 	return strings.Join(lines, "\n")
 }
 
+// unsettled counts the rows of nodes and edges, and their bytes.
+func (s *memStore) unsettled() (rows, size uint64) {
+	for k, v := range s.rows {
+		if strings.HasPrefix(k, rowNode) || strings.HasPrefix(k, rowEdge) {
+			rows++
+			size += uint64(len(k) + len(v))
+		}
+	}
+	return rows, size
+}
+
 // equal compares graph and rows.
 func (s *memStore) equal(o *memStore) bool {
 	return s.graph() == o.graph() && maps.EqualFunc(s.rows, o.rows, bytes.Equal)

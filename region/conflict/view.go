@@ -36,6 +36,7 @@ type rowState struct {
 	key         []byte // of the row
 	inStorage   bool   // shown before this entry
 	hasRow      bool
+	size        int  // of key and row
 	hasConflict bool // a conflict row
 	dirty       bool // the row must be written
 }
@@ -118,7 +119,7 @@ func (c *Core) node(id string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.key = key
+	n.key, n.size = key, len(key)+len(row)
 	c.nodes[id] = n
 	c.nodeList = append(c.nodeList, n)
 	return n, nil
@@ -144,9 +145,13 @@ func (c *Core) edge(k edgeKey) (*edge, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.key = key
+	e.key, e.size = key, len(key)+len(row)
 	c.edges[k] = e
 	c.edgeList = append(c.edgeList, e)
+	c.at[k.from] = append(c.at[k.from], e)
+	if k.to != k.from {
+		c.at[k.to] = append(c.at[k.to], e)
+	}
 	return e, nil
 }
 
@@ -195,12 +200,7 @@ func (c *Core) loadEdges(n *node) ([]*edge, error) {
 		}
 		n.edgesLoaded = true
 	}
-	var at []*edge
-	for _, e := range c.edgeList {
-		if e.id.from == n.id || e.id.to == n.id {
-			at = append(at, e)
-		}
-	}
+	at := slices.Clone(c.at[n.id])
 	slices.SortFunc(at, func(a, b *edge) int { return a.id.compare(b.id) })
 	return at, nil
 }
