@@ -144,7 +144,13 @@ func decodeHeader(b []byte) (h header, err error) {
 	h.lastTime = r.uint()
 	h.collected = r.vector()
 	h.rows, h.bytes = r.uint(), r.uint()
-	h.unmarked = r.byte() == 1
+	switch r.byte() {
+	case 0:
+	case 1:
+		h.unmarked = true
+	default:
+		r.fail()
+	}
 	if err := r.done(); err != nil {
 		return h, fmt.Errorf("%w: header: %v", ErrDamagedRow, err)
 	}
