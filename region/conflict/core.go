@@ -307,9 +307,18 @@ func (c *Core) acceptVector(v *Vector) error {
 
 // finish brings Storage and rows in line with the registers.
 func (c *Core) finish() error {
+	return c.finished(func(keys []string) error { return c.enqueue(c.w.dot, keys) })
+}
+
+// finished is finish; queue gets the keys of what was touched and has a row.
+func (c *Core) finished(queue func(keys []string) error) error {
 	err := c.materialise()
+	var keys []string
 	if err == nil {
-		err = c.saveTouched()
+		keys, err = c.saveTouched()
+	}
+	if err == nil {
+		err = queue(keys)
 	}
 	if err == nil {
 		err = c.collect()

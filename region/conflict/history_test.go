@@ -1,6 +1,7 @@
 package conflict
 
 import (
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -17,12 +18,21 @@ func fail(t *testing.T, h *history) {
 	t.Fatalf("%v\n%v", err, small)
 }
 
+var (
+	firstSeed = flag.Uint64("histories.from", 0, "seed of the first random history; with histories.count=1, the one to replay")
+	seedCount = flag.Uint64("histories.count", 20000, "number of random histories")
+)
+
+// TestHistories runs random histories of two to five regions: all operations,
+// batches, clocks that are off, links that are down in one direction,
+// duplicates, entries out of turn, resolutions, state transfers, collection on
+// and off. After each step the region is compared with the oracle.
 func TestHistories(t *testing.T) {
-	count := uint64(20000)
+	count := *seedCount
 	if testing.Short() {
-		count = 1500
+		count = min(count, 1500)
 	}
-	for seed := range count {
+	for seed := *firstSeed; seed < *firstSeed+count; seed++ {
 		if h := makeHistory(seed, 10+int(seed%60)); h.run() != nil {
 			fail(t, h)
 		}

@@ -36,9 +36,12 @@ type register struct {
 func (r *register) put(w version, ctx *Vector) {
 	late := r.pending.Covers(w.dot)
 	r.forget(w.dot, ctx)
-	if late {
-		return
+	if !late {
+		r.insert(w)
 	}
+}
+
+func (r *register) insert(w version) {
 	at, _ := slices.BinarySearchFunc(r.versions, w.dot, func(v version, d Dot) int {
 		return cmp.Or(cmp.Compare(v.dot.Region, d.Region), cmp.Compare(v.dot.Pos, d.Pos))
 	})
@@ -141,6 +144,16 @@ func (r *register) settle(s Strategy) {
 	if w := r.winning(s); w != nil {
 		r.versions = []version{{value: w.value}}
 	}
+}
+
+// holds says whether the write is one of the versions.
+func (r *register) holds(d Dot) bool {
+	return slices.ContainsFunc(r.versions, func(v version) bool { return v.dot == d })
+}
+
+// holdsWithin says whether a version is covered by v.
+func (r *register) holdsWithin(v *Vector) bool {
+	return slices.ContainsFunc(r.versions, func(o version) bool { return v.Covers(o.dot) })
 }
 
 func (r *register) clone() register {

@@ -2,10 +2,9 @@ package conflict
 
 import "slices"
 
-// saveTouched writes the rows of everything the entry touched, and queues
-// those that are left with one.
-func (c *Core) saveTouched() error {
-	var keys []string
+// saveTouched writes the rows of everything the entry touched, and returns
+// the keys of those that are left with one.
+func (c *Core) saveTouched() (keys []string, err error) {
 	for _, n := range c.sortedNodes() {
 		n.inStorage = c.shown(n)
 		if !n.dirty {
@@ -13,7 +12,7 @@ func (c *Core) saveTouched() error {
 		}
 		row, err := c.saveNode(n)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if row != nil {
 			keys = append(keys, string(row[len(rowPrefix):]))
@@ -22,7 +21,7 @@ func (c *Core) saveTouched() error {
 	for _, e := range c.sortedEdges() {
 		shown, err := c.edgeShown(e)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		e.inStorage = shown
 		if !e.dirty {
@@ -30,13 +29,13 @@ func (c *Core) saveTouched() error {
 		}
 		row, err := c.saveEdge(e)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if row != nil {
 			keys = append(keys, string(row[len(rowPrefix):]))
 		}
 	}
-	return c.enqueue(c.w.dot, keys)
+	return keys, nil
 }
 
 // saveNode writes the node's row, if it needs one, and returns its key then.
@@ -210,12 +209,16 @@ func (c *Core) collect() error {
 			}
 		}
 	}
-	for _, d := range later.order {
-		if err := c.enqueue(d, later.keys[d]); err != nil {
+	c.head.collected = cut
+	return c.enqueueLater(&later)
+}
+
+func (c *Core) enqueueLater(w *waiting) error {
+	for _, d := range w.order {
+		if err := c.enqueue(d, w.keys[d]); err != nil {
 			return err
 		}
 	}
-	c.head.collected = cut
 	return nil
 }
 

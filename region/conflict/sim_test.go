@@ -28,10 +28,11 @@ const (
 	stepMark
 	stepLink // one direction goes down or up
 	stepResolve
+	stepTransfer
 	stepKinds
 )
 
-var stepWeights = [stepKinds]int{30, 8, 40, 4, 8, 4, 6}
+var stepWeights = [stepKinds]int{30, 8, 40, 4, 8, 4, 6, 2}
 
 // history is a federation's settings and what happens in it.
 type history struct {
@@ -203,6 +204,8 @@ func (s *sim) step(st *step) error {
 		*down = !*down
 	case stepResolve:
 		return s.resolve(r, st.x[1:])
+	case stepTransfer:
+		return s.transfer((r+1+int(st.x[1])%max(1, s.h.regions-1))%s.h.regions, r)
 	}
 	return nil
 }
@@ -412,6 +415,42 @@ func (s *sim) remote(to int, e *Entry) error {
 	s.trace("%s: applies %+v context %v time %d: %+v", s.settings.Regions[to], e.Dot, e.Context, e.Time, e.ops)
 	if err := s.check(to, c); err != nil {
 		return fmt.Errorf("%s after %+v: %w", s.settings.Regions[to], e.Dot, err)
+	}
+	return nil
+}
+
+// transfer catches a region up by the state of another.
+func (s *sim) transfer(from, to int) error {
+	if from == to || len(s.regions[from].store.rows) == 0 {
+		return nil
+	}
+	rows := newStore()
+	err := ExportState(s.regions[from].store, func(k, v []byte) error {
+		return rows.SetMeta(bytes.Clone(k), bytes.Clone(v))
+	})
+	if err != nil {
+		return err
+	}
+	c, err := s.core(to)
+	if err != nil {
+		return err
+	}
+	wall := s.wall(to)
+	reg := s.regions[to]
+	run := func(c *Core) error { return c.MergeState(wall, rows) }
+	s.trace("%s: merges the state of %s, %v into %v", s.settings.Regions[to], s.settings.Regions[from],
+		s.regions[from].applied, reg.applied)
+	if err := run(c); err != nil {
+		return err
+	}
+	reg.log = append(reg.log, run)
+	reg.applied.Join(&s.regions[from].applied)
+	if err := s.check(to, c); err != nil {
+		return fmt.Errorf("%s with the state of %s: %w", s.settings.Regions[to], s.settings.Regions[from], err)
+	}
+	before := reg.store.clone()
+	if err := run(c); err != nil || !reg.store.equal(before) {
+		return fmt.Errorf("a second merge is not idempotent: %v", err)
 	}
 	return nil
 }
