@@ -144,3 +144,32 @@ func FuzzPlainValue(f *testing.F) {
 		require.Equal(t, s, c)
 	})
 }
+
+// FuzzMergeState: a hostile row in another region's state is refused without a
+// trace, or merged without breaking anything.
+func FuzzMergeState(f *testing.F) {
+	_, rows := someEntries(f)
+	for _, r := range rows {
+		f.Add(r[0], r[1])
+	}
+	f.Fuzz(func(t *testing.T, key, row []byte) {
+		settings := regions(Manual, 4)
+		p := newPair(t, settings)
+		p.send(0, p.local(1, 1, createNode("a"), createNode("b"), edgeCmd(replication.CmdCreateEdge, "a", "b", nil)))
+		p.send(1, p.local(2, 1, createNode("b")), p.local(3, 1, createNode("c")))
+		p.local(0, 2, setProp("a", "k", "x"))
+		state := newStore()
+		require.NoError(t, ExportState(p.store[1], func(k, v []byte) error { return state.SetMeta(k, v) }))
+		require.NoError(t, state.SetMeta(key, bytes.Clone(row)))
+		before := p.store[0].clone()
+		err := p.cores[0].MergeState(1, state)
+		require.NoError(t, p.cores[0].failed)
+		if err != nil {
+			require.True(t, p.store[0].equal(before), "%v left traces", err)
+			return
+		}
+		p.local(0, 3, createNode("new"), edgeCmd(replication.CmdCreateEdge, "new", "new", nil))
+		_, err = Conflicts(p.store[0], Filter{})
+		require.NoError(t, err)
+	})
+}

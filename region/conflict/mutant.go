@@ -15,6 +15,8 @@ type mutantSet struct {
 	clockStandsStill   bool // a remote time is not observed
 	valueNotKept       bool // what a delete hides is not kept
 	queueForgotten     bool // what could not settle is not looked at again
+	stateKeepsRemoved  bool // a state transfer keeps what the sender has replaced
+	stateLosesSettled  bool // a state transfer drops what the sender has settled
 	collectNothing     bool // nothing is ever settled: not wrong, but metadata grows
 }
 

@@ -74,3 +74,11 @@ func TestMutant_ValueNotKept(t *testing.T) {
 func TestMutant_QueueForgotten(t *testing.T) {
 	caught(t, func(m *mutantSet) { m.queueForgotten = true }, 5000, "")
 }
+
+func TestMutant_StateKeepsRemoved(t *testing.T) {
+	caught(t, func(m *mutantSet) { m.stateKeepsRemoved = true }, 5000, "")
+}
+
+func TestMutant_StateLosesSettled(t *testing.T) {
+	caught(t, func(m *mutantSet) { m.stateLosesSettled = true }, 5000, "")
+}

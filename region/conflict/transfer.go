@@ -293,7 +293,10 @@ func (t *transfer) join(r, s *register, gone *Vector) {
 		if v.dot == (Dot{}) {
 			return !settledThere && !s.holdsWithin(&t.myCut)
 		}
-		return t.head.applied.Covers(v.dot) && !s.holds(v.dot) && !(settledThere && t.cut.Covers(v.dot))
+		if mutants.stateKeepsRemoved || settledThere && t.cut.Covers(v.dot) && !mutants.stateLosesSettled {
+			return false
+		}
+		return t.head.applied.Covers(v.dot) && !s.holds(v.dot)
 	}
 	kept := register{pending: r.pending}
 	for i := range r.versions {
