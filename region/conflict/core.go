@@ -160,8 +160,9 @@ func (c *Core) reset() {
 // Local applies a client's commands as one write, all or none, checked against
 // what this region shows. wallMS is the proposing leader's wall reading. The
 // entry goes to the region's outbox; it is nil where there was nothing to do.
-// A verdict says that nothing was changed; ErrOpaqueWrite, that a command's
-// effects are not known.
+// A verdict says that nothing was changed, unless it comes with ErrRefused:
+// then the transaction must be rolled back first. ErrOpaqueWrite says that a
+// command's effects are not known.
 func (c *Core) Local(wallMS uint64, cmds ...*replication.Command) (*Entry, error) {
 	for _, cmd := range cmds {
 		if cmd.Type == replication.CmdCypher || cmd.Type >= replication.CmdEmbedder {
@@ -202,7 +203,10 @@ func (c *Core) own(wallMS uint64, fixes bool, fn func(*local) error) (*Entry, er
 		return nil, c.fail(err)
 	}
 	c.head.unmarked = false
-	return l.e, c.finish()
+	if err := c.finish(); err != nil {
+		return nil, err
+	}
+	return l.e, nil
 }
 
 // answer tells answers, after which nothing was changed, from failures.
@@ -313,6 +317,9 @@ func (c *Core) finish() error {
 // finished is finish; queue gets the keys of what was touched and has a row.
 func (c *Core) finished(queue func(keys []string) error) error {
 	err := c.materialise()
+	if _, verdict := replication.Verdict(err); verdict && c.w.dot.Region == c.head.self {
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	}
 	var keys []string
 	if err == nil {
 		keys, err = c.saveTouched()
@@ -335,7 +342,7 @@ func (c *Core) finished(queue func(keys []string) error) error {
 
 // fail makes sure that no error of the Storage passes for a verdict.
 func (c *Core) fail(err error) error {
-	if _, verdict := replication.Verdict(err); verdict {
+	if _, verdict := replication.Verdict(err); verdict && !errors.Is(err, ErrRefused) {
 		err = fmt.Errorf("%w: %v", ErrMismatch, err)
 	}
 	c.failed = err

@@ -2,6 +2,7 @@ package conflict
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/nornicdb/replication"
@@ -232,6 +233,12 @@ func TestLocalRefuses(t *testing.T) {
 		require.ErrorIs(t, err, tc.want)
 		require.Nil(t, e)
 		require.True(t, p.store[0].equal(before), "%v left traces", tc.want)
+	}
+	for _, cmd := range []*replication.Command{createNode(strings.Repeat("x", MaxIDBytes+1)),
+		replication.NewDeleteNode(replication.NodeID(strings.Repeat("x", MaxIDBytes+1)))} {
+		_, err = p.cores[0].Local(2, cmd)
+		require.Error(t, err)
+		require.True(t, p.store[0].equal(before))
 	}
 	empty, err := replication.NewBatchWrite(nil)
 	require.NoError(t, err)
@@ -467,6 +474,46 @@ func TestStorageFailure(t *testing.T) {
 		_, again = c.Remote(1, gone)
 		require.Equal(t, err, again)
 	}
+}
+
+// picky is a Store with a constraint of its own.
+type picky struct{ *memStore }
+
+type constraint struct{}
+
+func (constraint) Error() string     { return "k must not be 13" }
+func (constraint) ErrorCode() string { return "unlucky" }
+
+func (p picky) SetProperty(id replication.NodeID, key string, value interface{}) error {
+	if value == int64(13) {
+		return constraint{}
+	}
+	return p.memStore.SetProperty(id, key, value)
+}
+
+// TestStorageVerdict: a verdict of the Storage's own is an answer to the client
+// of a local write, after a rollback, but cannot refuse what another region
+// has committed.
+func TestStorageVerdict(t *testing.T) {
+	p := newPair(t, regions(LastWriteWins, 2))
+	p.send(1, p.local(0, 1, createNode("x")))
+	unlucky := setProp("x", "k", 13)
+	c, err := Load(picky{p.store[1].clone()}, "eu", regions(LastWriteWins, 2))
+	require.NoError(t, err)
+	_, err = c.Local(1, unlucky)
+	require.ErrorIs(t, err, ErrRefused)
+	code, verdict := replication.Verdict(err)
+	require.True(t, verdict)
+	require.Equal(t, "verdict:unlucky", code)
+	_, again := c.Local(1, setProp("x", "k", 1))
+	require.Equal(t, err, again)
+
+	c, err = Load(picky{p.store[1].clone()}, "eu", regions(LastWriteWins, 2))
+	require.NoError(t, err)
+	_, err = c.Remote(1, p.local(0, 1, unlucky))
+	require.ErrorIs(t, err, ErrMismatch)
+	_, verdict = replication.Verdict(err)
+	require.False(t, verdict)
 }
 
 // TestLargeBatch: one entry may touch a great many things.

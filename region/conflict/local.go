@@ -25,6 +25,9 @@ var (
 var errEdgeIDs = fmt.Errorf("%w: edge IDs are not supported in multi-region mode", replication.ErrInvalidCommand)
 
 func (l *local) do(o op) error {
+	if o.tooLong() {
+		return fmt.Errorf("%w: an ID of more than %d bytes", replication.ErrInvalidCommand, MaxIDBytes)
+	}
 	l.e.ops = append(l.e.ops, o)
 	return l.c.merge(&o)
 }

@@ -145,10 +145,15 @@ func decodeMap(s string) (map[string]any, error) {
 	return m, nil
 }
 
+func (o *op) tooLong() bool { return max(len(o.node), len(o.to), len(o.relType)) > MaxIDBytes }
+
 // check says whether the effect is one that this package makes.
 func (o *op) check() error {
 	if o.node == "" || o.kind.isEdge() && (o.to == "" || o.relType == "") {
 		return fmt.Errorf("%w: effect %d with an empty ID", ErrInvalidEntry, o.kind)
+	}
+	if o.tooLong() {
+		return fmt.Errorf("%w: effect %d with an ID of more than %d bytes", ErrInvalidEntry, o.kind, MaxIDBytes)
 	}
 	switch o.kind {
 	case opCreateNode, opUpdateNode:

@@ -41,6 +41,10 @@ var (
 	ErrVersionsChanged = errors.New("versions have changed")
 	// ErrDamagedRow: a metadata row cannot be read. A storage failure.
 	ErrDamagedRow = errors.New("conflict metadata row is damaged")
+	// ErrRefused: the Storage gave a verdict of its own on a local write that
+	// this package had no objection to. The transaction must be rolled back; the
+	// verdict, wrapped too, then is the answer to the client.
+	ErrRefused = errors.New("refused by the storage")
 	// ErrMismatch: the Storage does not hold what the rows say it does. A
 	// storage failure.
 	ErrMismatch = errors.New("storage and conflict metadata disagree")
@@ -55,6 +59,10 @@ func (e *GapError) Error() string { return fmt.Sprintf("%v: got %d, want %d", Er
 
 // Unwrap makes errors.Is(err, ErrGap) true.
 func (e *GapError) Unwrap() error { return ErrGap }
+
+// MaxIDBytes bounds a node ID and an edge type, as three of them are part of a
+// row's key.
+const MaxIDBytes = 4096
 
 // maxRegionIDBytes bounds the ID of a region.
 const maxRegionIDBytes = 256
@@ -128,6 +136,6 @@ type GraphReader interface {
 	// GetEdge returns the edge with this start, end and type; nil where there is none.
 	GetEdge(from, to replication.NodeID, relType string) (*replication.Edge, error)
 	// ScanEdges calls fn once or twice for each edge that starts or ends at
-	// the node, in any order. fn does not write.
+	// the node, in any order; properties need not be set. fn does not write.
 	ScanEdges(id replication.NodeID, fn func(*replication.Edge) error) error
 }

@@ -48,6 +48,7 @@ func (c *Core) MergeState(wallMS uint64, rows replication.Meta) error {
 	if t.mine.Contains(&t.head.applied) {
 		return nil // nothing new
 	}
+	c.w = write{dot: Dot{Region: t.head.self}}
 	if err := t.merge(nodes, edges); err != nil {
 		return c.fail(err)
 	}
