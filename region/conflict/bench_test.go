@@ -2,6 +2,7 @@ package conflict
 
 import (
 	"fmt"
+	"runtime/debug"
 	"testing"
 
 	"github.com/nornicdb/replication"
@@ -17,6 +18,7 @@ func (sink) SetProperty(replication.NodeID, string, interface{}) error { return 
 // from the wire form, merged, materialised into a Storage that does nothing,
 // rows written, and settled when region us-east's marks say so.
 func BenchmarkRemoteSetProperty(b *testing.B) {
+	defer debug.SetGCPercent(debug.SetGCPercent(100)) // as usual: TestMain has changed it
 	settings := Settings{Regions: []string{"asia", "eu", "us-east"}, Strategy: LastWriteWins}
 	const keys = 10_000
 	data := make([][]byte, 0, b.N)
