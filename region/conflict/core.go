@@ -25,6 +25,7 @@ type Core struct {
 	nodeList []*node
 	edgeList []*edge
 	at       map[string][]*edge // loaded edges by their ends
+	spare    []*node            // to be used again
 }
 
 // write is the name, time and context of the entry that is being applied.
@@ -99,6 +100,9 @@ type Status struct {
 	NeedsMark bool
 	// Rows and Bytes are the metadata of nodes and edges that are not settled.
 	Rows, Bytes uint64
+	// Conflicting is the number of nodes and edges with open conflicts; manual
+	// only. There may be several in a node, and some that nobody can see.
+	Conflicting uint64
 }
 
 // ReadStatus reads the status outside of a transaction that writes; the zero
@@ -117,7 +121,7 @@ func ReadStatus(m replication.Meta) (Status, error) {
 
 func (h *header) status() Status {
 	s := Status{Settings: h.settings, Self: h.settings.Regions[h.self], Applied: h.applied, Cut: h.cut(), Seen: h.seen,
-		Clock: h.lastTime, NeedsMark: h.unmarked, Rows: h.rows, Bytes: h.bytes}
+		Clock: h.lastTime, NeedsMark: h.unmarked, Rows: h.rows, Bytes: h.bytes, Conflicting: h.conflicts}
 	s.Seen[h.self] = h.applied
 	return s
 }
@@ -145,10 +149,14 @@ func (h *header) cut() Vector {
 	return cut
 }
 
+// maxSpare bounds the nodes kept to be used again.
+const maxSpare = 64
+
 func (c *Core) reset() {
-	if len(c.nodeList)+len(c.edgeList) > 64 { // clearing a map that was large is slow for ever
+	if len(c.nodeList)+len(c.edgeList) > maxSpare { // clearing a map that was large is slow for ever
 		c.nodes, c.edges, c.at = make(map[string]*node), make(map[edgeKey]*edge), make(map[string][]*edge)
 	}
+	c.spare = append(c.spare, c.nodeList[:min(len(c.nodeList), maxSpare-len(c.spare))]...)
 	clear(c.nodes)
 	clear(c.edges)
 	clear(c.at)

@@ -30,7 +30,7 @@ var (
 func TestHistories(t *testing.T) {
 	count := *seedCount
 	if testing.Short() {
-		count = min(count, 1500)
+		count = min(count, 600)
 	}
 	for seed := *firstSeed; seed < *firstSeed+count; seed++ {
 		if h := makeHistory(seed, 10+int(seed%60)); h.run() != nil {

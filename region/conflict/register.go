@@ -142,7 +142,8 @@ func (r *register) settle(s Strategy) {
 		return
 	}
 	if w := r.winning(s); w != nil {
-		r.versions = []version{{value: w.value}}
+		r.versions[0] = version{value: w.value}
+		r.versions = r.versions[:1]
 	}
 }
 

@@ -61,7 +61,8 @@ func (k edgeKey) inRow() []byte     { return joinKey(rowIn, k.to, k.from, k.relT
 func conflictRow(row []byte) []byte { return append([]byte(rowConflict), row[len(rowPrefix):]...) }
 
 func queueRow(d Dot) []byte {
-	return binary.BigEndian.AppendUint64(append([]byte(rowQueue), d.Region), d.Pos)
+	key := append(make([]byte, 0, len(rowQueue)+9), rowQueue...)
+	return binary.BigEndian.AppendUint64(append(key, d.Region), d.Pos)
 }
 
 // splitRow reads the parts of a node, edge or index key.
@@ -95,8 +96,8 @@ type header struct {
 	collected Vector
 	// unmarked: entries with effects were applied since the last own entry.
 	unmarked bool
-	// rows and bytes of nodes and edges.
-	rows, bytes uint64
+	// rows and bytes of nodes and edges; conflict rows.
+	rows, bytes, conflicts uint64
 }
 
 func (h *header) encode() []byte {
@@ -117,6 +118,7 @@ func (h *header) encode() []byte {
 	w.vector(&h.collected)
 	w.uint(h.rows)
 	w.uint(h.bytes)
+	w.uint(h.conflicts)
 	if h.unmarked {
 		w.byte(1)
 	} else {
@@ -143,7 +145,7 @@ func decodeHeader(b []byte) (h header, err error) {
 	}
 	h.lastTime = r.uint()
 	h.collected = r.vector()
-	h.rows, h.bytes = r.uint(), r.uint()
+	h.rows, h.bytes, h.conflicts = r.uint(), r.uint(), r.uint()
 	switch r.byte() {
 	case 0:
 	case 1:
@@ -177,11 +179,16 @@ func (n *node) encode(flags byte) []byte {
 }
 
 func decodeNode(id string, b []byte) (*node, error) {
+	n := &node{id: id}
+	return n, n.decode(b)
+}
+
+// decode fills a blank node.
+func (n *node) decode(b []byte) error {
 	r := &reader{b: b}
 	if r.byte() != rowVersion {
 		r.fail()
 	}
-	n := &node{id: id}
 	n.flags(r.byte())
 	n.life, n.labels, n.fill = r.register(), r.register(), r.register()
 	n.birth = r.birth()
@@ -193,9 +200,9 @@ func decodeNode(id string, b []byte) (*node, error) {
 	}
 	stored := n.life.stored || n.labels.stored || n.fill.stored
 	if err := r.done(); err != nil || stored && !n.inStorage {
-		return nil, fmt.Errorf("%w: node %q", ErrDamagedRow, id)
+		return fmt.Errorf("%w: node %q", ErrDamagedRow, n.id)
 	}
-	return n, nil
+	return nil
 }
 
 func (e *edge) encode(flags byte) []byte {

@@ -118,7 +118,10 @@ func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, c
 	}
 	if conflict != s.hasConflict {
 		value := present
-		if !conflict {
+		if conflict {
+			c.head.conflicts++
+		} else {
+			c.head.conflicts--
 			value = nil
 		}
 		if err := c.store.SetMeta(conflictRow(key), value); err != nil {

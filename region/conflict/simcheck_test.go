@@ -59,8 +59,9 @@ func (s *sim) check(r int, c *Core) error {
 			}
 		}
 	}
-	if rows, size := reg.store.unsettled(); c.Status().Rows != rows || c.Status().Bytes != size {
-		return fmt.Errorf("counts %d rows of %d bytes, there are %d of %d", c.Status().Rows, c.Status().Bytes, rows, size)
+	status := c.Status()
+	if rows, size, conflicts := reg.store.unsettled(); status.Rows != rows || status.Bytes != size || status.Conflicting != conflicts {
+		return fmt.Errorf("counts %+v, there are %d rows, %d bytes, %d conflicts", status, rows, size, conflicts)
 	}
 	if s.h.strategy == Manual {
 		if got, want := s.conflicts(r), s.oracle.conflicts(set); !slices.Equal(got, want) {

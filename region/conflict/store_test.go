@@ -167,15 +167,19 @@ func (s *memStore) graph() string {
 	return strings.Join(lines, "\n")
 }
 
-// unsettled counts the rows of nodes and edges, and their bytes.
-func (s *memStore) unsettled() (rows, size uint64) {
+// unsettled counts the rows of nodes and edges, their bytes, and those that
+// have conflicts.
+func (s *memStore) unsettled() (rows, size, conflicts uint64) {
 	for k, v := range s.rows {
 		if strings.HasPrefix(k, rowNode) || strings.HasPrefix(k, rowEdge) {
 			rows++
 			size += uint64(len(k) + len(v))
 		}
+		if strings.HasPrefix(k, rowConflict) {
+			conflicts++
+		}
 	}
-	return rows, size
+	return rows, size, conflicts
 }
 
 // equal compares graph and rows.

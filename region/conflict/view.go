@@ -110,9 +110,9 @@ func (c *Core) node(id string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{id: id}
+	n := c.blankNode(id)
 	if row != nil {
-		n, err = decodeNode(id, row)
+		err = n.decode(row)
 	} else if n.inStorage, err = c.store.HasNode(replication.NodeID(id)); n.inStorage {
 		n.life.stored, n.labels.stored, n.fill.stored = true, true, true
 	}
@@ -123,6 +123,17 @@ func (c *Core) node(id string) (*node, error) {
 	c.nodes[id] = n
 	c.nodeList = append(c.nodeList, n)
 	return n, nil
+}
+
+// blankNode takes a node that an earlier entry has used, if there is one.
+func (c *Core) blankNode(id string) *node {
+	if len(c.spare) == 0 {
+		return &node{id: id}
+	}
+	n := c.spare[len(c.spare)-1]
+	c.spare = c.spare[:len(c.spare)-1]
+	*n = node{id: id}
+	return n
 }
 
 // edge loads an edge. One that nothing is known of starts with what the
