@@ -24,7 +24,7 @@ func caught(t *testing.T, set func(m *mutantSet), seeds uint64, name string) {
 	for seed := range seeds {
 		mutants = mutantSet{}
 		set(&mutants)
-		h := makeHistory(seed, 10+int(seed%60))
+		h := makeHistory(seed, historyLength(seed))
 		if err := h.run(); err != nil {
 			mutants.collectNothing = false
 			small := h.shrink()
