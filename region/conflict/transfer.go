@@ -108,6 +108,14 @@ func (t *transfer) check() (nodes []string, edges []edgeKey, err error) {
 }
 
 func (t *transfer) checkNode(n *node) error {
+	for i := range n.life.versions {
+		if v := n.life.versions[i].value; v != "" && v != exists {
+			return fmt.Errorf("%w: life %.40q", ErrInvalidEntry, v)
+		}
+	}
+	if n.fill.any() && !n.fill.stored {
+		return fmt.Errorf("%w: a value for names that are left out", ErrInvalidEntry)
+	}
 	if err := t.checkRegister(&n.life, op{kind: opFixProperty, node: n.id}); err != nil {
 		return err
 	}

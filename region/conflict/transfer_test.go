@@ -76,6 +76,10 @@ func TestMergeStateRefuses(t *testing.T) {
 			rows.rows[row] = n.encode(0)
 		})
 	}
+	five := register{versions: []version{{dot: Dot{2, 1}, time: 1, value: "5"}}}
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", life: five}).encode(0) })
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", fill: five}).encode(0) })
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", labels: five}).encode(0) })
 	require.NoError(t, p.cores[0].MergeState(1, exportState(t, p.store[1])))
 	require.NotNil(t, p.store[0].nodes["y"])
 }
