@@ -36,6 +36,7 @@ func TestLayering(t *testing.T) {
 		"/transport":          {""},
 		"/fsm":                {""},
 		"/fsm/boltgraph":      {""},
+		"/walstream":          {""},
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/region/conflict":    {""},

@@ -1,0 +1,266 @@
+package walstream
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+	"github.com/nornicdb/replication"
+)
+
+// A stored entry is a version byte, a CRC-32C (4 bytes, big endian) and the
+// payload. Version 1: the msgpack array of a record. The checksum covers
+// version, payload and position, so that an entry at another place than its own
+// is found out. A version that was ever written stays readable.
+const (
+	entryVersion1  = 1
+	entryHeadBytes = 5
+)
+
+// maxEpochNumber bounds epoch numbers: what every JSON reader keeps exact.
+const maxEpochNumber = 1 << 53
+
+// ErrCorrupt: a log entry has a wrong checksum, an unknown version or a payload
+// that does not decode, or the log has a hole. It is a storage failure.
+var ErrCorrupt = errors.New("corrupt write-ahead log")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Mark is a place in a log: a position and the epoch of the entry there.
+type Mark struct {
+	Position uint64
+	Epoch    replication.Epoch
+}
+
+func (m Mark) String() string { return fmt.Sprintf("%d in epoch %s", m.Position, m.Epoch) }
+
+// Entry is one write of the log. It is not changed once it was made.
+type Entry struct {
+	Position  uint64
+	Epoch     replication.Epoch
+	Timestamp time.Time
+	Group     replication.Group
+	// Checksum is that of the stored form. Equal entries have equal ones on
+	// every node.
+	Checksum uint32
+	size     int // bytes of the stored form
+}
+
+// Mark of the entry.
+func (e *Entry) Mark() Mark { return Mark{e.Position, e.Epoch} }
+
+// record and recordCommand are the version 1 payload. The order of the fields
+// is the format.
+type record struct {
+	//lint:ignore U1000 the codec reads its tag by reflection
+	_struct     bool `codec:",toarray"`
+	EpochNumber uint64
+	EpochOwner  string
+	TimestampNS int64 // Unix; math.MinInt64 where there is none
+	RequestID   string
+	Hash        []byte // empty: that of Commands
+	Conditional bool
+	ValidAt     uint64
+	Commands    []recordCommand
+}
+
+type recordCommand struct {
+	//lint:ignore U1000 the codec reads its tag by reflection
+	_struct     bool `codec:",toarray"`
+	Type        uint8
+	Data        []byte
+	TimestampNS int64
+}
+
+const noTimestamp = math.MinInt64
+
+func msgpackHandle() *codec.MsgpackHandle {
+	h := &codec.MsgpackHandle{WriteExt: true}
+	h.MaxInitLen = 1024 // what a length in the input may make it allocate at once
+	return h
+}
+
+var handle = msgpackHandle()
+
+// encoders are kept, as making one costs more than an entry.
+var encoders = sync.Pool{New: func() any { return codec.NewEncoderBytes(nil, handle) }}
+
+// stored is an entry with its stored form, on its way into the log. The
+// checksum is that of version and payload until seal adds the position.
+type stored struct {
+	entry *Entry
+	data  []byte
+}
+
+// encode makes the stored form of an entry but for its position. What would not
+// be the same after a journey as JSON is refused with ErrInvalidCommand.
+func encode(epoch replication.Epoch, at time.Time, g replication.Group) (stored, error) {
+	r := record{EpochNumber: epoch.Number, EpochOwner: epoch.Owner, RequestID: g.RequestID,
+		Conditional: g.Conditional, ValidAt: g.ValidAt, Commands: make([]recordCommand, len(g.Commands))}
+	if epoch.Number >= maxEpochNumber || !utf8.ValidString(epoch.Owner) {
+		return stored{}, fmt.Errorf("%w: epoch %s", replication.ErrInvalidCommand, epoch)
+	}
+	if !utf8.ValidString(g.RequestID) || len(g.RequestID) > replication.MaxRequestIDBytes {
+		return stored{}, fmt.Errorf("%w: request ID %q", replication.ErrInvalidCommand, g.RequestID)
+	}
+	if g.Hash != ([16]byte{}) {
+		r.Hash = g.Hash[:]
+	}
+	var err error
+	if r.TimestampNS, err = toNanos(at); err != nil {
+		return stored{}, err
+	}
+	own := make([]*replication.Command, len(g.Commands)) // the caller keeps its own
+	for i, c := range g.Commands {
+		if c == nil {
+			return stored{}, fmt.Errorf("%w: command %d is missing", replication.ErrInvalidCommand, i)
+		}
+		own[i] = &replication.Command{Type: c.Type, Data: append([]byte{}, c.Data...), Timestamp: c.Timestamp}
+		r.Commands[i] = recordCommand{Type: uint8(c.Type), Data: own[i].Data}
+		if r.Commands[i].TimestampNS, err = toNanos(c.Timestamp); err != nil {
+			return stored{}, err
+		}
+	}
+	if g.Commands = own; len(own) > 0 {
+		own[0].RequestID = g.RequestID
+	}
+	data, err := r.marshal()
+	if err != nil {
+		return stored{}, fmt.Errorf("%w: encoding a log entry: %w", replication.ErrInvalidCommand, err)
+	}
+	e := &Entry{Epoch: epoch, Timestamp: at, Group: g, size: len(data)}
+	e.Checksum = checksum(data)
+	return stored{e, data}, nil
+}
+
+func (r *record) marshal() ([]byte, error) {
+	enc := encoders.Get().(*codec.Encoder)
+	defer encoders.Put(enc)
+	payload := make([]byte, 0, r.sizeBound())
+	enc.ResetBytes(&payload)
+	if err := enc.Encode(r); err != nil {
+		return nil, err
+	}
+	enc.ResetBytes(new([]byte)) // lets go of the payload
+	data := make([]byte, entryHeadBytes, entryHeadBytes+len(payload))
+	data[0] = entryVersion1
+	return append(data, payload...), nil
+}
+
+func (r *record) sizeBound() int {
+	size := 64 + len(r.EpochOwner) + len(r.RequestID) + len(r.Hash)
+	for i := range r.Commands {
+		size += 24 + len(r.Commands[i].Data)
+	}
+	return size
+}
+
+// checksum is that of everything but the position.
+func checksum(data []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, data[:1])
+	return crc32.Update(sum, castagnoli, data[entryHeadBytes:])
+}
+
+func withPosition(sum uint32, position uint64) uint32 {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], position)
+	return crc32.Update(sum, castagnoli, b[:])
+}
+
+// seal gives an entry its position.
+func (s stored) seal(position uint64) stored {
+	s.entry.Position = position
+	s.entry.Checksum = withPosition(s.entry.Checksum, position)
+	binary.BigEndian.PutUint32(s.data[1:], s.entry.Checksum)
+	return s
+}
+
+// decode decodes the stored form of the entry at a position; errors wrap
+// ErrCorrupt. The entry owns its memory.
+func decode(position uint64, data []byte) (*Entry, error) {
+	if len(data) < entryHeadBytes {
+		return nil, fmt.Errorf("%w: entry %d has %d bytes", ErrCorrupt, position, len(data))
+	}
+	if data[0] != entryVersion1 {
+		return nil, fmt.Errorf("%w: entry %d: version %d is not known here", ErrCorrupt, position, data[0])
+	}
+	sum := withPosition(checksum(data), position)
+	if binary.BigEndian.Uint32(data[1:]) != sum {
+		return nil, fmt.Errorf("%w: entry %d: checksum", ErrCorrupt, position)
+	}
+	var r record
+	if err := decodeBytes(data[entryHeadBytes:], &r); err != nil {
+		return nil, fmt.Errorf("%w: entry %d: %w", ErrCorrupt, position, err)
+	}
+	e, err := r.entry()
+	if err != nil {
+		return nil, fmt.Errorf("%w: entry %d: %w", ErrCorrupt, position, err)
+	}
+	e.Position, e.Checksum, e.size = position, sum, len(data)
+	return e, nil
+}
+
+// decodeBytes decodes v and turns a decoder's panic on malformed input into an
+// error.
+func decodeBytes(data []byte, v any) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("msgpack: %v", r)
+		}
+	}()
+	dec := codec.NewDecoderBytes(data, handle)
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if n := dec.NumBytesRead(); n != len(data) {
+		return fmt.Errorf("%d bytes after the payload", len(data)-n)
+	}
+	return nil
+}
+
+func (r *record) entry() (*Entry, error) {
+	e := &Entry{Epoch: replication.Epoch{Number: r.EpochNumber, Owner: r.EpochOwner}, Timestamp: fromNanos(r.TimestampNS)}
+	e.Group = replication.Group{RequestID: r.RequestID, Conditional: r.Conditional, ValidAt: r.ValidAt,
+		Commands: make([]*replication.Command, len(r.Commands))}
+	if len(r.Hash) != 0 && len(r.Hash) != len(e.Group.Hash) || r.EpochNumber >= maxEpochNumber {
+		return nil, fmt.Errorf("hash of %d bytes, epoch %s", len(r.Hash), e.Epoch)
+	}
+	copy(e.Group.Hash[:], r.Hash)
+	for i := range r.Commands {
+		c := &r.Commands[i]
+		e.Group.Commands[i] = &replication.Command{Type: replication.CommandType(c.Type), Data: c.Data, Timestamp: fromNanos(c.TimestampNS)}
+	}
+	if len(e.Group.Commands) > 0 {
+		e.Group.Commands[0].RequestID = r.RequestID
+	}
+	return e, nil
+}
+
+// Times outside these cannot be told in nanoseconds since 1970.
+var (
+	minTime = time.Unix(0, math.MinInt64+1)
+	maxTime = time.Unix(0, math.MaxInt64)
+)
+
+func toNanos(t time.Time) (int64, error) {
+	if t.IsZero() {
+		return noTimestamp, nil
+	}
+	if t.Before(minTime) || t.After(maxTime) {
+		return 0, fmt.Errorf("%w: timestamp in the year %d", replication.ErrInvalidCommand, t.Year())
+	}
+	return t.UnixNano(), nil
+}
+
+func fromNanos(ns int64) time.Time {
+	if ns == noTimestamp {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}

@@ -1,0 +1,91 @@
+package walstream
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+// memoryStorage is a Storage that keeps what was applied, in order.
+type memoryStorage struct {
+	replication.Storage
+	applied  []string
+	position uint64
+	fail     error
+}
+
+func (s *memoryStorage) GetWALPosition() (uint64, error) { return s.position, nil }
+func (s *memoryStorage) SetWALPosition(p uint64) error   { s.position = p; return nil }
+func (s *memoryStorage) ApplyCommand(c *replication.Command) error {
+	if s.fail != nil {
+		return s.fail
+	}
+	s.applied = append(s.applied, string(c.Data))
+	if string(c.Data) == "write 3" {
+		return replication.ErrNotFound
+	}
+	return nil
+}
+
+func TestFeedAppliesWhatIsAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newCrashStore()
+		store.gate = make(chan struct{})
+		log := openLog(t, store, LogOptions{})
+		storage := new(memoryStorage)
+		applier, err := replication.NewStorageApplier(storage)
+		require.NoError(t, err)
+		f := NewFeed(log, applier)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		var results []<-chan replication.Result
+		for i := range 5 {
+			_, result, err := f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(i+1)) })
+			require.NoError(t, err)
+			results = append(results, result)
+		}
+		f.Commit(4)
+		synctest.Wait()
+		require.Zero(t, applier.Position(), "nothing is applied that the disk does not have")
+		close(store.gate)
+		for i, r := range results[:4] {
+			res := <-r
+			require.EqualValues(t, i+1, res.Position)
+			if i+1 == 3 {
+				require.ErrorIs(t, res.Err, replication.ErrNotFound)
+			} else {
+				require.NoError(t, res.Err)
+			}
+		}
+		synctest.Wait()
+		require.EqualValues(t, 4, applier.Position(), "nothing is applied above the commit position")
+		require.Equal(t, 1, f.Waiting())
+
+		gone := errors.New("no longer primary")
+		f.Pause(gone)
+		require.ErrorIs(t, (<-results[4]).Err, gone)
+		f.Resume()
+		synctest.Wait()
+		require.EqualValues(t, 4, applier.Position(), "commit begins anew after a pause")
+		f.Commit(5)
+		synctest.Wait()
+		require.Equal(t, []string{"write 1", "write 2", "write 3", "write 4", "write 5"}, storage.applied)
+
+		storage.fail = errDisk
+		_, result, err := f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(6)) })
+		require.NoError(t, err)
+		f.Commit(6)
+		require.ErrorIs(t, (<-result).Err, replication.ErrUnknownOutcome)
+		require.ErrorIs(t, <-done, replication.ErrStorageFailed)
+		_, _, err = f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(7)) })
+		require.ErrorIs(t, err, replication.ErrStorageFailed)
+		require.EqualValues(t, 6, log.Last().Position)
+		cancel()
+	})
+}

@@ -1,0 +1,466 @@
+package walstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication"
+)
+
+var (
+	// ErrFailed: a write to the log's store failed. What is on the disk is not
+	// known until the log is opened again; it takes nothing more.
+	ErrFailed = errors.New("write-ahead log failed")
+	// ErrCompacted: the log no longer has the entry; a snapshot is needed.
+	ErrCompacted = errors.New("compacted away")
+	// ErrAhead: the position is above the end of the log.
+	ErrAhead = errors.New("position is above the end of the log")
+)
+
+// LogOptions of a Log. Zero fields get the defaults named beside them.
+type LogOptions struct {
+	// Base is where a log without entries begins: the next position is
+	// Base.Position + 1.
+	Base Mark
+	// MaxPendingEntries and MaxPendingBytes bound what was accepted and is not
+	// durable yet, 65,536 and 128 MiB. Past them Propose is refused.
+	MaxPendingEntries int
+	MaxPendingBytes   int
+	// SyncEntries and SyncBytes bound one StoreLogs, 4,096 and 16 MiB.
+	SyncEntries int
+	SyncBytes   int
+	// CacheEntries and CacheBytes bound the entries kept in memory after they
+	// are durable, 8,192 and 32 MiB.
+	CacheEntries int
+	CacheBytes   int
+	// OnFailure is told once that the log failed. It must not block.
+	OnFailure func(error)
+}
+
+func defaultTo(field *int, value int) {
+	if *field <= 0 {
+		*field = value
+	}
+}
+
+func (o *LogOptions) setDefaults() {
+	defaultTo(&o.MaxPendingEntries, 1<<16)
+	defaultTo(&o.MaxPendingBytes, 128<<20)
+	defaultTo(&o.SyncEntries, 4096)
+	defaultTo(&o.SyncBytes, 16<<20)
+	defaultTo(&o.CacheEntries, 8192)
+	defaultTo(&o.CacheBytes, 32<<20)
+}
+
+// Log is a durable write-ahead log: entries at positions without gaps, each
+// with its epoch, in a raft.LogStore whose StoreLogs is durable when it
+// returns. Safe for concurrent use. Callers that come while a sync runs share
+// the next one. An entry can be read as soon as it was accepted, while its own
+// sync runs; Durable says how far the disk has it.
+type Log struct {
+	store raft.LogStore
+	opts  LogOptions
+	wake  chan struct{} // one token: something is pending, or the log ends
+	done  chan struct{} // closed when the writer has ended
+
+	// storeMu is held during every write of the store: the writer's syncs,
+	// Truncate, Compact, Reset. It is taken before mu.
+	storeMu sync.Mutex
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	base    Mark   // of an empty log: base ≤ durable ≤ last
+	first   uint64 // lowest position in the log; last.Position + 1 where it is empty
+	durable Mark
+	last    Mark     // of what was accepted
+	pending []stored // positions durable+1 … last
+	bytes   int      // of pending
+	cache   []*Entry // the newest entries, pending ones included, up to last
+	cached  int      // bytes of cache
+	sizes   []uint32 // stored sizes of first … last
+	total   int64    // sum of sizes
+	err     error    // sticky
+	closed  bool
+	changed chan struct{} // closed when last, durable or err change; nil: nobody waits
+	waiters []durableWaiter
+}
+
+// durableWaiter waits for the disk. It is woken once: with a channel that is
+// closed at every change, each Append would wake all others.
+type durableWaiter struct {
+	position uint64
+	done     chan struct{} // closed when the wait is over
+}
+
+// OpenLog opens the log in a store. It reads all of it, and so finds a hole, an
+// entry that is damaged or an epoch that goes back before anything relies on
+// it; errors wrap ErrCorrupt. The store remains the caller's to close, after
+// Close.
+func OpenLog(store raft.LogStore, opts LogOptions) (*Log, error) {
+	opts.setDefaults()
+	l := &Log{store: store, opts: opts, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base}
+	if err := l.load(); err != nil {
+		return nil, err
+	}
+	go l.writeLoop()
+	return l, nil
+}
+
+func (l *Log) load() error {
+	first, err := l.store.FirstIndex()
+	if err != nil {
+		return fmt.Errorf("reading the log: %w", err)
+	}
+	last, err := l.store.LastIndex()
+	if err != nil {
+		return fmt.Errorf("reading the log: %w", err)
+	}
+	if last == 0 {
+		return nil
+	}
+	if first <= l.base.Position || last < first {
+		return fmt.Errorf("%w: it has entries %d to %d above base %d", ErrCorrupt, first, last, l.base.Position)
+	}
+	l.first = first
+	previous := l.base.Epoch
+	for p := first; p <= last; p++ {
+		e, err := l.readStore(p)
+		if err != nil {
+			return err
+		}
+		if e.Epoch.Compare(previous) < 0 {
+			return fmt.Errorf("%w: entry %d is of epoch %s, after %s", ErrCorrupt, p, e.Epoch, previous)
+		}
+		previous = e.Epoch
+		l.sizes = append(l.sizes, uint32(e.size))
+		l.total += int64(e.size)
+	}
+	l.last = Mark{last, previous}
+	l.durable = l.last
+	return nil
+}
+
+// readStore reads one entry of the store.
+func (l *Log) readStore(position uint64) (*Entry, error) {
+	var raw raft.Log
+	if err := l.store.GetLog(position, &raw); err != nil {
+		if errors.Is(err, raft.ErrLogNotFound) {
+			return nil, fmt.Errorf("%w: entry %d is missing", ErrCorrupt, position)
+		}
+		return nil, fmt.Errorf("reading entry %d of the log: %w", position, err)
+	}
+	return decode(position, raw.Data)
+}
+
+// Propose gives a group the next position and hands it to the disk. The entry
+// it returns is not durable yet. Errors say that nothing was appended:
+// ErrInvalidCommand, ErrOverloaded, ErrFailed, ErrClosed. The epoch must not be
+// below that of the last entry.
+func (l *Log) Propose(epoch replication.Epoch, at time.Time, g replication.Group) (*Entry, error) {
+	s, err := encode(epoch, at, g)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.room(1, s.entry.size); err != nil {
+		return nil, err
+	}
+	if epoch.Compare(l.last.Epoch) < 0 {
+		return nil, fmt.Errorf("%w: epoch %s is below the log's %s", replication.ErrNotLeader, epoch, l.last.Epoch)
+	}
+	s = s.seal(l.last.Position + 1)
+	l.accept(s)
+	l.signal()
+	return s.entry, nil
+}
+
+// Append proposes a group and waits until it is durable. When ctx ends first
+// the error wraps ErrUnknownOutcome: the entry is in the log and stays there.
+func (l *Log) Append(ctx context.Context, epoch replication.Epoch, at time.Time, g replication.Group) (uint64, error) {
+	e, err := l.Propose(epoch, at, g)
+	if err != nil {
+		return 0, err
+	}
+	if err := l.WaitDurable(ctx, e.Position); err != nil {
+		return e.Position, fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
+	}
+	return e.Position, nil
+}
+
+// extend accepts entries that another node made. They must follow the last one
+// without a gap, in epochs that do not go back.
+func (l *Log) extend(entries []stored) error {
+	size := 0
+	for i := range entries {
+		size += entries[i].entry.size
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.room(len(entries), size); err != nil {
+		return err
+	}
+	at := l.last
+	for _, s := range entries {
+		if s.entry.Position != at.Position+1 || s.entry.Epoch.Compare(at.Epoch) < 0 {
+			return fmt.Errorf("%w: entry %s after %s", ErrCorrupt, s.entry.Mark(), at)
+		}
+		at = s.entry.Mark()
+	}
+	for _, s := range entries {
+		l.accept(s)
+	}
+	l.signal()
+	return nil
+}
+
+// room says whether entries can be accepted. l.mu is held. What is larger than
+// all the room goes when nothing else is pending.
+func (l *Log) room(entries, size int) error {
+	switch {
+	case l.err != nil:
+		return l.err
+	case l.closed:
+		return replication.ErrClosed
+	case len(l.pending) > 0 && (len(l.pending)+entries > l.opts.MaxPendingEntries || l.bytes+size > l.opts.MaxPendingBytes):
+		return fmt.Errorf("%w: %d entries wait for the disk", replication.ErrOverloaded, len(l.pending))
+	}
+	return nil
+}
+
+// accept puts an entry at the end. l.mu is held.
+func (l *Log) accept(s stored) {
+	l.pending = append(l.pending, s)
+	l.bytes += s.entry.size
+	l.cache = append(l.cache, s.entry)
+	l.cached += s.entry.size
+	l.sizes = append(l.sizes, uint32(s.entry.size))
+	l.total += int64(s.entry.size)
+	l.last = s.entry.Mark()
+}
+
+// signal wakes the writer and everybody who waits. l.mu is held.
+func (l *Log) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// waitChange returns a channel that is closed at the next change. l.mu is held.
+func (l *Log) waitChange() <-chan struct{} {
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.changed
+}
+
+// writeLoop makes pending entries durable, many at once.
+func (l *Log) writeLoop() {
+	defer close(l.done)
+	for range l.wake {
+		for l.sync() {
+			l.gather()
+		}
+		l.mu.Lock()
+		ended := l.err != nil || l.closed && len(l.pending) == 0
+		l.mu.Unlock()
+		if ended {
+			return
+		}
+	}
+}
+
+// gather gives those whom a sync woke the chance to join the next one: as long
+// as entries keep coming it lets others run, without ever waiting for time to
+// pass.
+func (l *Log) gather() {
+	const maxYields = 16
+	for pending := -1; ; {
+		l.mu.Lock()
+		n := len(l.pending)
+		l.mu.Unlock()
+		if n == pending {
+			return
+		}
+		pending = n
+		for range maxYields {
+			runtime.Gosched()
+		}
+	}
+}
+
+// sync stores what is pending now, as much as one call takes; false: nothing
+// was.
+func (l *Log) sync() bool {
+	l.storeMu.Lock()
+	defer l.storeMu.Unlock()
+	l.mu.Lock()
+	batch, size := l.pending, 0
+	for i := range batch {
+		if size += batch[i].entry.size; i > 0 && (i >= l.opts.SyncEntries || size > l.opts.SyncBytes) {
+			batch = batch[:i]
+			break
+		}
+	}
+	failed := l.err != nil
+	l.mu.Unlock()
+	if len(batch) == 0 || failed {
+		return false
+	}
+	logs := make([]*raft.Log, len(batch))
+	for i, s := range batch {
+		logs[i] = &raft.Log{Index: s.entry.Position, Term: s.entry.Epoch.Number, Type: raft.LogCommand, Data: s.data}
+	}
+	if err := l.store.StoreLogs(logs); err != nil {
+		l.fail(err)
+		return false
+	}
+	l.synced(batch)
+	return true
+}
+
+// synced takes a batch that is durable out of what is pending.
+func (l *Log) synced(batch []stored) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.durable = batch[len(batch)-1].entry.Mark()
+	for i := range batch {
+		l.bytes -= batch[i].entry.size
+		batch[i] = stored{}
+	}
+	if l.pending = l.pending[len(batch):]; len(l.pending) == 0 {
+		l.pending = nil
+	}
+	l.trimCache()
+	l.release()
+	l.signal()
+}
+
+// release wakes those whose wait for the disk is over. l.mu is held.
+func (l *Log) release() {
+	over := l.err != nil || l.closed && len(l.pending) == 0
+	l.waiters = slices.DeleteFunc(l.waiters, func(w durableWaiter) bool {
+		if !over && w.position > l.durable.Position {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+// trimCache drops the oldest durable entries beyond the cache's bounds. l.mu is
+// held.
+func (l *Log) trimCache() {
+	n := 0
+	for n < len(l.cache) && l.cache[n].Position <= l.durable.Position &&
+		(len(l.cache)-n > l.opts.CacheEntries || l.cached > l.opts.CacheBytes) {
+		l.cached -= l.cache[n].size
+		l.cache[n] = nil
+		n++
+	}
+	l.cache = l.cache[n:]
+}
+
+// fail ends the log.
+func (l *Log) fail(err error) {
+	l.mu.Lock()
+	first := l.err == nil
+	if first {
+		l.err = fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+	err = l.err
+	l.release()
+	l.signal()
+	l.mu.Unlock()
+	if first && l.opts.OnFailure != nil {
+		l.opts.OnFailure(err)
+	}
+}
+
+// WaitDurable waits until the position is durable. ErrTimeout when ctx ends
+// first, ErrFailed or ErrClosed when it will not be.
+func (l *Log) WaitDurable(ctx context.Context, position uint64) error {
+	l.mu.Lock()
+	if err, over := l.reached(position); over {
+		l.mu.Unlock()
+		return err
+	}
+	w := durableWaiter{position, make(chan struct{})}
+	l.waiters = append(l.waiters, w)
+	l.mu.Unlock()
+	select {
+	case <-w.done:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		err, _ := l.reached(position)
+		return err
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiters = slices.DeleteFunc(l.waiters, func(o durableWaiter) bool { return o.done == w.done })
+	if err, over := l.reached(position); over {
+		return err
+	}
+	return fmt.Errorf("%w: waiting for the disk: %w", replication.ErrTimeout, context.Cause(ctx))
+}
+
+// reached says whether a wait for the disk is over, and how. l.mu is held.
+func (l *Log) reached(position uint64) (err error, over bool) {
+	switch {
+	case l.durable.Position >= position:
+		return nil, true
+	case l.err != nil:
+		return l.err, true
+	case l.closed && len(l.pending) == 0:
+		return replication.ErrClosed, true
+	}
+	return nil, false
+}
+
+// Wait waits until the log has an entry after the position, durable or not.
+func (l *Log) Wait(ctx context.Context, after uint64) error {
+	for {
+		changed := l.Changed(after)
+		l.mu.Lock()
+		last, err, closed := l.last.Position, l.err, l.closed
+		l.mu.Unlock()
+		switch {
+		case last > after:
+			return nil
+		case err != nil:
+			return err
+		case closed:
+			return replication.ErrClosed
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
+		}
+	}
+}
+
+// Close makes what is pending durable and stops the log. Idempotent. It returns
+// the error that had ended the log, if any.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.release()
+	l.signal()
+	l.mu.Unlock()
+	<-l.done
+	return l.Err()
+}
