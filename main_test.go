@@ -37,6 +37,7 @@ func TestLayering(t *testing.T) {
 		"/fsm":                {""},
 		"/fsm/boltgraph":      {""},
 		"/walstream":          {""},
+		"/standby":            {"", "/walstream", "/transport", "/fsm", "/internal/datadir"},
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/region/conflict":    {""},

@@ -1,0 +1,308 @@
+package standby
+
+import (
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	maxModelMessages = 4
+	maxModelWrites   = 3
+	maxModelCrashes  = 2
+	maxModelLeads    = 2
+)
+
+func duration(t time_) time.Duration { return time.Duration(t) * time.Second }
+func ticks(d time.Duration) time_    { return time_(d / time.Second) }
+
+type modelConfig struct {
+	mode        replication.SyncMode
+	consistency bool
+	admitted    bool
+}
+
+func (c modelConfig) String() string {
+	policy := "availability"
+	if c.consistency {
+		policy = "consistency"
+	}
+	return fmt.Sprintf("%s/%s/admitted=%t", c.mode, policy, c.admitted)
+}
+
+var modelConfigs = []modelConfig{
+	{replication.SyncFull, true, true}, {replication.SyncFull, false, true}, {replication.SyncFull, false, false},
+	{replication.SyncSemi, true, true}, {replication.SyncSemi, false, true}, {replication.SyncAsync, false, true},
+	{replication.SyncSemi, true, false},
+}
+
+// newWorld is a pair that has been running: a is primary, b follows.
+func newWorld(c modelConfig, mu mutant) *world {
+	w := &world{now: 10, mutant: mu}
+	first := replication.Epoch{Number: 1, Owner: "a"}
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		n.up = true
+		n.stored = Stored{History: "h", Epoch: first, Epochs: []EpochStart{{first, 1}}, Admitted: c.admitted && i == 1, PeerAdmitted: c.admitted && i == 0}
+		n.m = machine{rules: rules{self: modelIDs[i], wantsPrimary: i == 0, mode: c.mode, consistency: c.consistency, auto: true,
+			failover: duration(failoverTicks), maxLag: 1}, stored: n.stored, role: RoleStandby, follows: true,
+			heard: duration(10), answered: duration(10), started: 0}
+		if i == 0 {
+			n.m.role, n.m.follows, n.m.contact = RolePrimary, false, duration(10)
+			n.m.hasLease, n.m.leaseFrom = true, w.instant()
+			n.m.alone = !c.admitted && c.mode == replication.SyncSemi
+		}
+	}
+	w.used = append(w.used, first)
+	return w
+}
+
+// move is one way in which a world can go on.
+type move struct {
+	name string
+	do   func(*world)
+}
+
+func (w *world) moves() []move {
+	moves := []move{{"tick", func(w *world) { w.tick() }}}
+	add := func(name string, do func(*world)) { moves = append(moves, move{name, do}) }
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		id := modelIDs[i]
+		if !n.up {
+			add("restart "+id, func(w *world) { w.restart(i) })
+			continue
+		}
+		if w.crashes < maxModelCrashes {
+			add("crash "+id, func(w *world) { w.crash(i, 0) })
+			if len(n.wal) > n.durable {
+				add("crash after the write of "+id, func(w *world) { w.crash(i, len(w.nodes[i].wal)) })
+			}
+		}
+		if n.durable < len(n.wal) {
+			add("sync "+id, func(w *world) { w.nodes[i].durable = len(w.nodes[i].wal); w.settle() })
+		}
+		if w.writes < maxModelWrites && n.m.accepts(w.instant()) {
+			add("write "+id, func(w *world) { w.write(i) })
+		}
+		if n.m.role == RolePrimary && n.told < uint64(len(n.wal)) {
+			add("stream "+id, func(w *world) { w.stream(i) })
+		}
+		if !w.pending(i) { // its connection ended
+			switch n.m.role {
+			case RolePromoting:
+				add("the fetch of "+id+" fails", func(w *world) { w.event(i, event{kind: evFetched}, nil, -1) })
+			case RoleRebuilding:
+				add("the snapshot of "+id+" fails", func(w *world) { w.event(i, event{kind: evRebuilt}, nil, -1) })
+			}
+		}
+		if w.leads < maxModelLeads && n.m.role == RoleStandby && n.m.stored.Admitted {
+			add("promote "+id, func(w *world) { w.event(i, event{kind: evPromote}, nil, -1) })
+		}
+	}
+	for k, m := range w.msgs {
+		name := fmt.Sprintf("%d from %s", m.kind, modelIDs[m.from])
+		add("deliver "+name, func(w *world) { w.deliver(k, -1) })
+		add("lose "+name, func(w *world) { w.msgs = append(w.msgs[:k:k], w.msgs[k+1:]...) })
+		if w.crashes < maxModelCrashes && (m.kind == stateKind || m.kind == fenceKind || m.kind == fenceAckKind || m.kind == snapshotKind) {
+			for limit := 1; limit < 6; limit++ {
+				add(fmt.Sprint("deliver ", name, " and crash after ", limit), func(w *world) { w.deliver(k, limit) })
+			}
+		}
+	}
+	return moves
+}
+
+// pending: an answer to a fetch or a snapshot of node i can still come.
+func (w *world) pending(i int) bool {
+	for _, m := range w.msgs {
+		switch m.kind {
+		case fetchKind, snapshotAskKind:
+			if m.from == i {
+				return true
+			}
+		case fetchedKind, snapshotKind:
+			if m.from != i {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bounded: the world is within what is explored.
+func (w *world) bounded() bool { return w.leads <= maxModelLeads && w.crashes <= maxModelCrashes }
+
+type visit struct {
+	w      *world
+	parent int32
+	name   string
+}
+
+// explore looks at every world within the bounds, nearest first, as many as
+// budget; it returns the number seen and the moves to the first violation.
+func explore(start *world, budget int) (seen int, trace []string) {
+	seed := maphash.MakeSeed()
+	known := map[uint64]struct{}{maphash.Bytes(seed, start.key()): {}}
+	queue := []visit{{start, -1, "start"}}
+	for at := 0; at < len(queue) && len(known) < budget; at++ {
+		w := queue[at].w
+		for _, mv := range w.moves() {
+			next := w.clone()
+			mv.do(next)
+			if next.bad != "" {
+				trace = []string{mv.name, next.bad}
+				for i := int32(at); i >= 0; i = queue[i].parent {
+					trace = append([]string{queue[i].name}, trace...)
+				}
+				return len(known), trace
+			}
+			if !next.bounded() {
+				continue
+			}
+			h := maphash.Bytes(seed, next.key())
+			if _, ok := known[h]; ok {
+				continue
+			}
+			known[h] = struct{}{}
+			queue = append(queue, visit{next, int32(at), mv.name})
+		}
+		queue[at].w = nil
+	}
+	return len(known), nil
+}
+
+// wander follows one random schedule; weights make faults rarer than progress.
+func wander(w *world, rng *rand.Rand, steps int) []string {
+	var trace []string
+	for range steps {
+		moves := w.moves()
+		mv := moves[rng.IntN(len(moves))]
+		if strings.HasPrefix(mv.name, "crash") || strings.HasPrefix(mv.name, "lose") || strings.Contains(mv.name, "and crash") {
+			if rng.IntN(4) != 0 {
+				continue
+			}
+		}
+		trace = append(trace, mv.name)
+		mv.do(w)
+		if w.bad != "" {
+			return append(trace, w.bad)
+		}
+		if !w.bounded() {
+			return nil
+		}
+	}
+	return nil
+}
+
+func budget() (worlds, schedules int) {
+	if testing.Short() {
+		return 20_000, 2_000
+	}
+	return 120_000, 20_000
+}
+
+func TestInvariantsHoldEverywhere(t *testing.T) {
+	worlds, schedules := budget()
+	for _, c := range modelConfigs {
+		t.Run(c.String(), func(t *testing.T) {
+			seen, trace := explore(newWorld(c, mutantNone), worlds)
+			require.Empty(t, trace, strings.Join(trace, "\n"))
+			require.Greater(t, seen, worlds/2, "the exploration ended early")
+			for seed := range schedules {
+				trace := wander(newWorld(c, mutantNone), rand.New(rand.NewPCG(uint64(seed), 7)), 120)
+				require.Empty(t, trace, "seed %d\n%s", seed, strings.Join(trace, "\n"))
+			}
+		})
+	}
+}
+
+// heal ends all faults and lets the pair run.
+func heal(w *world) {
+	for i := range w.nodes {
+		if !w.nodes[i].up {
+			w.restart(i)
+		}
+	}
+	for range 12 * failoverTicks {
+		w.tick()
+		for range 40 {
+			if len(w.msgs) > 0 {
+				w.deliver(0, -1)
+			}
+		}
+		for i := range w.nodes {
+			n := &w.nodes[i]
+			n.durable = len(n.wal)
+			if n.m.role == RolePromoting && !w.pending(i) {
+				w.event(i, event{kind: evFetched}, nil, -1)
+			}
+			if n.m.role == RoleRebuilding && !w.pending(i) {
+				w.event(i, event{kind: evRebuilt}, nil, -1)
+			}
+			if n.m.role == RolePrimary && n.told < uint64(len(n.wal)) {
+				w.stream(i)
+			}
+		}
+	}
+}
+
+// After faults end there is one primary with an admitted standby that has its
+// whole log, or both nodes say what they wait for.
+func TestPairHeals(t *testing.T) {
+	_, schedules := budget()
+	stuck := 0
+	for _, c := range modelConfigs {
+		for seed := range schedules / 4 {
+			w := newWorld(c, mutantNone)
+			trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 9)), 60)
+			if w.bad == "" {
+				heal(w)
+			}
+			require.Empty(t, w.bad, strings.Join(trace, "\n"))
+			a, b := &w.nodes[0], &w.nodes[1]
+			if a.m.role != RolePrimary {
+				a, b = b, a
+			}
+			if a.m.role != RolePrimary {
+				t.Logf("%s, seed %d: %s %s %q, %s %s %q", c, seed, a.m.role, a.m.stored.Epoch, a.m.waiting, b.m.role, b.m.stored.Epoch, b.m.waiting)
+				stuck++
+				continue
+			}
+			require.Equal(t, RoleStandby, b.m.role, "%s, seed %d: %s", c, seed, b.m.waiting)
+			require.True(t, a.m.stored.PeerAdmitted && b.m.stored.Admitted, "%s, seed %d", c, seed)
+			require.True(t, slices.Equal(a.wal, b.wal) && slices.Equal(a.storage, b.storage), "%s, seed %d: %v %v", c, seed, a.wal, b.wal)
+			require.Len(t, a.storage, len(a.wal), "everything is applied in the end")
+		}
+	}
+	require.Zero(t, stuck, "no disk was lost, so no operator is needed")
+}
+
+// Each rule is needed: without it the exploration finds a violation.
+func TestMutantsAreCaught(t *testing.T) {
+	for _, mu := range []mutant{mutantPrevEpoch, mutantUnadmitted, mutantStoredRole, mutantReusedEpoch, mutantAckReceived, mutantCutFirst, mutantLeaseAtFirst} {
+		t.Run(string(mu), func(t *testing.T) {
+			var trace []string
+			configs := modelConfigs
+			if mu == mutantPrevEpoch { // needs two diverging primaries
+				configs = []modelConfig{{replication.SyncSemi, false, true}}
+			}
+			for seed := 0; trace == nil && seed < 100_000; seed++ {
+				for _, c := range configs {
+					if trace = wander(newWorld(c, mu), rand.New(rand.NewPCG(uint64(seed), 7)), 120); trace != nil {
+						t.Logf("%s, seed %d, %d moves: %s", c, seed, len(trace)-1, trace[len(trace)-1])
+						break
+					}
+				}
+			}
+			require.NotNil(t, trace, "not caught")
+		})
+	}
+}

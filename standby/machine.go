@@ -1,0 +1,305 @@
+package standby
+
+import (
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// rules are what does not change while a node runs.
+type rules struct {
+	self         string
+	wantsPrimary bool // HA_ROLE=primary
+	mode         replication.SyncMode
+	consistency  bool // partition policy
+	auto         bool // AUTO_FAILOVER
+	failover     time.Duration
+	maxLag       uint64 // entries; a standby closer than that is waited for
+}
+
+// lease is how long a heartbeat that was answered lets the primary accept writes
+// after it was sent.
+func (r *rules) lease() time.Duration { return r.failover / 3 * 2 }
+
+// instant is a time on the two clocks that leases are measured by: one that runs
+// while the machine is suspended, and the wall clock.
+type instant struct{ boot, wall time.Duration }
+
+// machine decides what a node does. It has no clock, goroutine, file or
+// connection in it: step takes an event and says what is to be done, in this
+// order, each thing durable before the next. It is a value: a copy is
+// another machine.
+type machine struct {
+	rules
+	stored Stored
+	role   Role
+
+	started   time.Duration
+	heard     time.Duration // the peer said something, or the start
+	answered  time.Duration // this standby last answered a heartbeat of whom it follows
+	follows   bool          // it takes batches of stored.Epoch
+	peer      Peer          // what the peer last said
+	peerKnown bool
+	waiting   string // why nothing happens, for people
+	broken    bool   // the own log or Storage failed: nothing happens any more
+
+	// Of a primary.
+	ack       walstream.Ack // what its standby has, in this epoch
+	contact   time.Duration // its standby last answered
+	leaseFrom instant       // sending of the last heartbeat that its standby answered
+	hasLease  bool
+	alone     bool   // acknowledges without a standby
+	barrier   uint64 // not alone since the log ended here
+
+	// Of a node on its way to become primary.
+	forced   bool // an operator said so
+	unfenced bool // it may go on without the other's answer
+	solo     bool
+}
+
+type eventKind int
+
+const (
+	evTick         eventKind = iota
+	evPeer                   // the peer answered a question for its state
+	evHeartbeat              // of a primary: peer, commit, admit
+	evHeartbeatAck           // to a heartbeat sent at sent: peer, ack, follows
+	evStreamAck              // to a batch: ack
+	evFence                  // epoch is to be promised
+	evFenceAck               // fenced: the peer has stopped
+	evFetched                // what the peer had more is in the log, or cannot be had
+	evRebuilt                // Storage and log stand on a snapshot: base, epochs
+	evPromote                // an operator's word: force
+	evSolo
+	evSnapshotAsked // the peer is about to be sent a snapshot
+	evFailed        // the own log or Storage ended
+)
+
+// event is one thing that happened to a node.
+type event struct {
+	kind   eventKind
+	now    instant
+	log    logView
+	peer   Peer
+	sent   instant
+	ack    walstream.Ack
+	epoch  replication.Epoch
+	commit uint64
+	base   walstream.Mark
+	epochs []EpochStart
+	fresh  string // a new history, for founding
+
+	admit, follows, fenced, force bool
+}
+
+type actionKind int
+
+const (
+	doSave     actionKind = iota // stored is durable before what follows
+	doSync                       // everything in the log is durable before what follows
+	doStop                       // accept no write and take no batch from now on
+	doFollow                     // take batches of stored.Epoch
+	doLead                       // accept writes in stored.Epoch, send the log
+	doReply                      // answer the message: granted or not
+	doFence                      // tell the peer to stop
+	doFetch                      // get the peer's entries after the log's end
+	doSaveTail                   // put aside the entries after position
+	doTruncate                   // cut the log after position
+	doRebuild                    // get a snapshot of the peer
+	doFound                      // make the Storage part of stored.History
+	doCommit                     // Storage may go up to position
+	doTell                       // an event for subscribers
+)
+
+type action struct {
+	kind     actionKind
+	stored   Stored
+	position uint64
+	granted  bool
+	tell     replication.EventType
+	detail   string
+}
+
+// step takes an event.
+func (m machine) step(ev event) (machine, []action) {
+	s := stepper{machine: &m, ev: ev}
+	if m.broken {
+		s.do(action{kind: doReply, detail: m.waiting})
+		return m, s.actions
+	}
+	switch ev.kind {
+	case evTick:
+		s.tick()
+	case evPeer:
+		s.meet()
+	case evHeartbeat:
+		s.heartbeat()
+	case evHeartbeatAck:
+		s.heartbeatAck()
+	case evStreamAck:
+		s.streamAck()
+	case evFence:
+		s.fence()
+	case evFenceAck:
+		s.fenceAck()
+	case evFetched:
+		if m.role == RolePromoting {
+			s.lead()
+		}
+	case evRebuilt:
+		s.rebuilt()
+	case evPromote:
+		s.promote()
+	case evSolo:
+		s.goSolo()
+	case evSnapshotAsked:
+		s.snapshotAsked()
+	case evFailed:
+		s.failed()
+	}
+	return m, s.actions
+}
+
+// stepper is one step under way.
+type stepper struct {
+	*machine
+	ev      event
+	actions []action
+}
+
+func (s *stepper) do(a action)        { s.actions = append(s.actions, a) }
+func (s *stepper) save()              { s.do(action{kind: doSave, stored: s.stored}) }
+func (s *stepper) now() time.Duration { return s.ev.now.boot }
+func (s *stepper) tell(t replication.EventType, detail string) {
+	s.do(action{kind: doTell, tell: t, detail: detail})
+}
+
+// owns: the node's highest epoch is its own.
+func (m *machine) owns() bool { return m.stored.Epoch.Owner == m.self && !m.stored.Epoch.IsZero() }
+
+// silent: the peer has not been heard for the failover timeout.
+func (s *stepper) silent() bool { return s.now()-max(s.heard, s.started) >= s.failover }
+
+// mayBeMet: the peer belongs to the same history, or one of both has none yet.
+func (m *machine) mayBeMet(p Peer) bool {
+	return p.History == m.stored.History || p.History == "" || m.stored.History == ""
+}
+
+// self as the peer hears of it.
+func (m *machine) state(log logView) Peer {
+	return Peer{NodeID: m.self, History: m.stored.History, Epoch: m.stored.Epoch, Epochs: m.stored.Epochs, Role: m.role, Last: log.last,
+		From: log.from, Admitted: m.stored.Admitted, Rebuilding: m.stored.Rebuilding, WantsPrimary: m.wantsPrimary}
+}
+
+// meet takes in what the peer says of itself. A higher epoch is promised at once,
+// whatever this node was doing.
+func (s *stepper) meet() {
+	p := s.ev.peer
+	s.peer, s.peerKnown, s.heard = p, true, s.now()
+	if !s.mayBeMet(p) {
+		s.waiting = "foreign history: the peer's data is of another history; discard one side"
+		return
+	}
+	if s.stored.History != "" && p.Epoch.Compare(s.stored.Epoch) > 0 {
+		if p.Epoch.Owner == s.self {
+			s.waiting = "the peer knows an epoch of this node that this node does not: its state was lost or set back; discard its data"
+			return
+		}
+		s.yield(p.Epoch)
+		s.save()
+	}
+	s.orient()
+}
+
+// yield promises a higher epoch: who was primary stops, who followed stops
+// following. The caller saves.
+func (s *stepper) yield(e replication.Epoch) {
+	was := s.role
+	s.stored.promise(e)
+	s.follows, s.hasLease = false, false
+	switch was {
+	case RoleRebuilding: // goes on; what it gets is compared when it has it
+		return
+	case RolePrimary:
+		s.role = RoleFenced
+		s.do(action{kind: doStop})
+		s.tell(replication.EventFenced, e.String())
+		s.do(action{kind: doSync})
+	default:
+		s.role = RoleRejoining
+		s.do(action{kind: doStop})
+	}
+}
+
+// orient decides what a node without a part does next (hot standby, "Starting").
+func (s *stepper) orient() {
+	switch s.role {
+	case RoleStarting, RoleRejoining, RoleFenced:
+	default:
+		return
+	}
+	d := s.decide()
+	s.waiting = d.reason
+	asked := s.ev.kind == evPeer // what the peer said is no older than the question
+	switch {
+	case d.what == startJoin && asked:
+		s.join()
+	case d.what == startPromote:
+		s.beginPromotion(d.unfenced)
+	case d.what == startFound && (asked || s.solo):
+		s.found()
+	}
+}
+
+// found makes this node the first primary of a new history.
+func (s *stepper) found() {
+	if s.ev.fresh == "" {
+		return
+	}
+	s.stored = Stored{History: s.ev.fresh, Base: walstream.Mark{Position: max(s.ev.log.applied, 1)}, Solo: s.solo}
+	s.stored.begin(replication.Epoch{Number: 1, Owner: s.self}, s.stored.Base.Position+1)
+	s.do(action{kind: doFound, stored: s.stored})
+	s.save()
+	s.takeOffice()
+}
+
+// tick lets time pass.
+func (s *stepper) tick() {
+	switch s.role {
+	case RoleStarting, RoleRejoining, RoleFenced:
+		if s.silent() {
+			s.peerKnown = false
+		}
+		s.orient()
+	case RoleStandby:
+		s.watchPrimary()
+	case RoleFencing:
+		if s.unfenced && s.quiet() {
+			s.lead()
+			return
+		}
+		s.do(action{kind: doFence})
+	case RolePrimary:
+		s.watchStandby()
+	}
+}
+
+// quiet: no heartbeat was answered for the failover timeout, nor has the process
+// run for less: no lease of an earlier primary is left.
+func (s *stepper) quiet() bool { return s.now()-max(s.answered, s.started) >= s.failover }
+
+// watchPrimary is a standby's part in failover.
+func (s *stepper) watchPrimary() {
+	if s.now()-s.heard < s.failover || !s.quiet() {
+		return
+	}
+	switch {
+	case !s.stored.Admitted:
+		s.waiting = "the primary is silent, and this standby is not admitted: it may lack acknowledged writes; promote it with force, or bring the primary back"
+	case !s.auto:
+		s.waiting = "the primary is silent, and automatic failover is off"
+	default:
+		s.beginPromotion(true)
+	}
+}

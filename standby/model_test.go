@@ -1,0 +1,563 @@
+package standby
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// The model: two nodes that run the machine, a network that loses, delays and
+// reorders, disks that lose what was not synced, and clients that write. Entries
+// are numbers; everything else is the machine's.
+
+const (
+	failoverTicks = 3 // a lease is 2
+	heartbeatKind = iota
+	heartbeatAckKind
+	batchKind
+	batchAckKind
+	fenceKind
+	fenceAckKind
+	askKind
+	stateKind
+	fetchKind
+	fetchedKind
+	snapshotAskKind
+	snapshotKind
+)
+
+type modelEntry struct {
+	epoch replication.Epoch
+	id    int
+}
+
+type message struct {
+	kind, from int
+	epoch      replication.Epoch
+	prev       replication.Epoch
+	at         uint64
+	entries    []modelEntry
+	peer       Peer
+	ack        walstream.Ack
+	sent       time_
+	commit     uint64
+	flag       bool
+	life       int // incarnation of whom it answers
+}
+
+type time_ = int64
+
+type modelNode struct {
+	m        machine
+	up       bool
+	life     int
+	stored   Stored
+	wal      []modelEntry
+	durable  int // of wal
+	storage  []modelEntry
+	commit   uint64
+	tail     []modelEntry // put aside
+	told     uint64       // where its peer stands, as far as it knows
+	leading  replication.Epoch
+	wasFirst bool
+}
+
+// mutant breaks one rule, to show that the exploration sees it.
+type mutant string
+
+const (
+	mutantNone         mutant = ""
+	mutantPrevEpoch    mutant = "skip the previous-epoch check"
+	mutantUnadmitted   mutant = "an unadmitted standby promotes itself"
+	mutantStoredRole   mutant = "the role is kept over a restart"
+	mutantReusedEpoch  mutant = "an epoch number is used again"
+	mutantAckReceived  mutant = "acknowledge at received under sync"
+	mutantCutFirst     mutant = "cut the tail before its file is durable"
+	mutantLeaseAtFirst mutant = "check the lease only at acceptance"
+)
+
+type world struct {
+	nodes   [2]modelNode
+	msgs    []message
+	now     time_
+	writes  int
+	crashes int
+	leads   int // promotions
+	acked   []modelEntry
+	used    []replication.Epoch // epochs somebody was primary of
+	bad     string
+	mutant  mutant
+}
+
+var modelIDs = [2]string{"a", "b"}
+
+func index(id string) int {
+	if id == "b" {
+		return 1
+	}
+	return 0
+}
+
+func (w *world) clone() *world {
+	c := *w
+	c.msgs = slices.Clone(w.msgs)
+	c.acked = slices.Clone(w.acked)
+	c.used = slices.Clone(w.used)
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		n.wal, n.storage, n.tail = slices.Clone(n.wal), slices.Clone(n.storage), slices.Clone(n.tail)
+	}
+	return &c
+}
+
+func (w *world) violate(format string, args ...any) {
+	if w.bad == "" {
+		w.bad = fmt.Sprintf(format, args...)
+	}
+}
+
+func (n *modelNode) mark(p uint64) walstream.Mark {
+	if p == 0 {
+		return walstream.Mark{}
+	}
+	return walstream.Mark{Position: p, Epoch: n.wal[p-1].epoch}
+}
+
+func (n *modelNode) log() logView {
+	return logView{last: n.mark(uint64(len(n.wal))), durable: uint64(n.durable), applied: uint64(len(n.storage))}
+}
+
+func (w *world) instant() instant {
+	t := duration(w.now)
+	return instant{t, t}
+}
+
+// event hands an event to a node's machine and performs what it says, up to
+// limit actions, where the node crashes; -1: all.
+func (w *world) event(i int, ev event, reply *message, limit int) {
+	n := &w.nodes[i]
+	ev.now, ev.log, ev.fresh = w.instant(), n.log(), "h2"
+	m, actions := n.m.step(ev)
+	n.m = m
+	if w.mutant == mutantUnadmitted && n.m.role == RoleStandby {
+		n.m.stored.Admitted = true
+	}
+	if w.mutant == mutantCutFirst {
+		for k := 1; k < len(actions); k++ {
+			if actions[k-1].kind == doSaveTail && actions[k].kind == doTruncate {
+				actions[k-1], actions[k] = actions[k], actions[k-1]
+				break
+			}
+		}
+	}
+	for k, a := range actions {
+		if k == limit {
+			w.crash(i, 0)
+			return
+		}
+		w.perform(i, a, reply)
+	}
+	w.settle()
+}
+
+func (w *world) send(m message) {
+	for _, o := range w.msgs { // one of a kind from a node is enough
+		if o.kind == m.kind && o.from == m.from && m.kind != fenceAckKind {
+			return
+		}
+	}
+	if len(w.msgs) < maxModelMessages {
+		w.msgs = append(w.msgs, m)
+	}
+}
+
+func (w *world) perform(i int, a action, reply *message) {
+	n := &w.nodes[i]
+	switch a.kind {
+	case doSave:
+		n.stored = a.stored
+		if w.mutant == mutantReusedEpoch && a.stored.Promoting && a.stored.Epoch.Number > 1 {
+			n.stored.Epoch.Number--
+			n.m.stored.Epoch.Number--
+		}
+	case doSync:
+		n.durable = len(n.wal)
+	case doLead:
+		if slices.Contains(w.used, n.m.stored.Epoch) {
+			w.violate("epoch %s is used again", n.m.stored.Epoch)
+		}
+		w.used = append(w.used, n.m.stored.Epoch)
+		w.leads++
+		n.told = n.m.peer.Last.Position
+		for _, e := range w.acked {
+			if w.nodes[i].m.mode == replication.SyncFull && !slices.Contains(n.wal, e) {
+				w.violate("%s is primary of %s without acknowledged write %d", n.m.self, n.m.stored.Epoch, e.id)
+			}
+		}
+	case doReply:
+		if reply != nil {
+			reply.from, reply.peer, reply.flag = i, n.m.state(n.log()), a.granted
+			reply.ack = n.ack(w.mutant)
+			w.send(*reply)
+		}
+	case doFence:
+		w.send(message{kind: fenceKind, from: i, epoch: n.m.stored.Epoch, peer: n.m.state(n.log()), life: n.life})
+	case doFetch:
+		w.send(message{kind: fetchKind, from: i, at: uint64(len(n.wal)), life: n.life, epoch: n.m.stored.Epoch})
+	case doSaveTail:
+		n.tail = append(n.tail, n.wal[a.position:]...)
+	case doTruncate:
+		w.cut(i, a.position)
+	case doRebuild:
+		w.send(message{kind: snapshotAskKind, from: i, life: n.life})
+	case doCommit:
+		n.commit = a.position
+	}
+}
+
+func (n *modelNode) ack(mu mutant) walstream.Ack {
+	a := walstream.Ack{Received: uint64(len(n.wal)), Persisted: uint64(n.durable), Applied: uint64(len(n.storage))}
+	if mu == mutantAckReceived {
+		a.Persisted = a.Received
+	}
+	return a
+}
+
+// cut drops the entries after a position; each must have been put aside.
+func (w *world) cut(i int, p uint64) {
+	n := &w.nodes[i]
+	for _, e := range n.wal[p:] {
+		if !slices.Contains(n.tail, e) {
+			w.violate("write %d vanished from %s and is in no file", e.id, n.m.self)
+		}
+	}
+	if uint64(len(n.storage)) > p {
+		w.violate("%s cuts at %d what its storage has got past", n.m.self, p)
+	}
+	n.wal = n.wal[:p:p]
+	n.durable = min(n.durable, len(n.wal))
+}
+
+// settle lets both nodes apply and acknowledge what their rules allow, and checks
+// what must always hold.
+func (w *world) settle() {
+	accepting := 0
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		if !n.up {
+			continue
+		}
+		if n.m.accepts(w.instant()) {
+			accepting++
+		}
+		m := n.m
+		if w.mutant == mutantLeaseAtFirst {
+			m.consistency = false
+		}
+		if c, ok := m.commit(w.instant(), uint64(n.durable)); ok {
+			for p := len(n.storage); p < int(min(c, uint64(n.durable))); p++ {
+				w.acknowledge(i, n.wal[p])
+				n.commit = uint64(p + 1)
+			}
+		}
+		for uint64(len(n.storage)) < min(n.commit, uint64(n.durable)) {
+			n.storage = append(n.storage, n.wal[len(n.storage)])
+		}
+		if !n.m.stored.Rebuilding && !slices.Equal(n.storage, n.wal[:min(len(n.storage), len(n.wal))]) {
+			w.violate("storage of %s is not a prefix of its log", n.m.self)
+		}
+	}
+	if accepting > 1 && w.nodes[0].m.consistency {
+		w.violate("two nodes accept writes")
+	}
+	a, b := w.nodes[0].wal, w.nodes[1].wal
+	for p := range min(len(a), len(b)) {
+		if a[p].epoch == b[p].epoch && a[p].id != b[p].id {
+			w.violate("two entries at position %d of epoch %s", p+1, a[p].epoch)
+		}
+	}
+	for i := range w.nodes {
+		if n := &w.nodes[i]; n.up && n.m.role == RoleStandby && n.m.follows {
+			w.checkPrefix(i)
+		}
+	}
+}
+
+// checkPrefix: the log of a standby is a prefix of that of whom it follows.
+func (w *world) checkPrefix(i int) {
+	n, p := &w.nodes[i], &w.nodes[1-i]
+	if !p.up || p.m.role != RolePrimary || p.m.stored.Epoch != n.m.stored.Epoch {
+		return
+	}
+	if len(n.wal) > len(p.wal) || !slices.Equal(n.wal, p.wal[:len(n.wal)]) {
+		w.violate("the log of %s is not a prefix of its primary's", n.m.self)
+	}
+}
+
+func (w *world) acknowledge(i int, e modelEntry) {
+	n, o := &w.nodes[i], &w.nodes[1-i]
+	if n.m.role != RolePrimary || slices.Contains(w.acked, e) {
+		return
+	}
+	if o.up && o.m.accepts(w.instant()) && n.m.consistency {
+		w.violate("%s acknowledges write %d while %s accepts writes", n.m.self, e.id, o.m.self)
+	}
+	if n.m.mode == replication.SyncFull && !n.m.alone {
+		if !slices.Contains(o.wal[:o.durable], e) {
+			w.violate("write %d is acknowledged under sync and not durable on both", e.id)
+		}
+	}
+	w.acked = append(w.acked, e)
+}
+
+// crash takes a node's memory away, and of what it had not synced all but keep
+// entries.
+func (w *world) crash(i, keep int) {
+	n := &w.nodes[i]
+	w.crashes++
+	n.up = false
+	n.wasFirst = n.m.role == RolePrimary
+	n.wal = n.wal[:min(len(n.wal), n.durable+keep)]
+	n.durable = len(n.wal)
+	n.commit = 0
+	n.life++
+}
+
+func (w *world) restart(i int) {
+	n := &w.nodes[i]
+	n.up = true
+	n.m = machine{rules: n.m.rules, stored: n.stored, role: RoleStarting, started: w.instant().boot, heard: w.instant().boot}
+	if w.mutant == mutantStoredRole && n.wasFirst && n.stored.Epoch.Owner == n.m.self {
+		n.m.role = RolePrimary
+		n.m.alone = n.m.mode != replication.SyncFull
+	}
+}
+
+// tick lets a third of the failover timeout pass on both nodes.
+func (w *world) tick() {
+	w.now++
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		if !n.up {
+			continue
+		}
+		w.event(i, event{kind: evTick}, nil, -1)
+		switch n.m.role {
+		case RolePrimary:
+			c, _ := n.m.commit(w.instant(), uint64(n.durable))
+			w.send(message{kind: heartbeatKind, from: i, peer: n.m.state(n.log()), epoch: n.m.stored.Epoch,
+				commit: c, flag: n.m.stored.PeerAdmitted, sent: w.now, life: n.life})
+		case RoleStarting, RoleRejoining, RoleFenced:
+			w.send(message{kind: askKind, from: i, life: n.life})
+		}
+	}
+}
+
+// write is a client's.
+func (w *world) write(i int) {
+	n := &w.nodes[i]
+	w.writes++
+	n.wal = append(n.wal, modelEntry{n.m.stored.Epoch, w.writes})
+	w.settle()
+}
+
+// stream sends what the peer is thought to lack.
+func (w *world) stream(i int) {
+	n := &w.nodes[i]
+	from := min(n.told, uint64(len(n.wal)))
+	w.send(message{kind: batchKind, from: i, epoch: n.m.stored.Epoch, at: from, prev: n.mark(from).Epoch,
+		entries: slices.Clone(n.wal[from:]), life: n.life})
+}
+
+// receive is walstream's Applier: epoch, contiguity, previous epoch.
+func (w *world) receive(i int, b message) {
+	n := &w.nodes[i]
+	if n.m.role != RoleStandby || !n.m.follows || b.epoch != n.m.stored.Epoch {
+		return
+	}
+	ok := b.at <= uint64(len(n.wal))
+	if ok && w.mutant != mutantPrevEpoch {
+		ok = n.mark(b.at).Epoch == b.prev
+		for k := 0; ok && k < len(b.entries) && int(b.at)+k < len(n.wal); k++ {
+			ok = n.wal[int(b.at)+k].epoch == b.entries[k].epoch
+		}
+	}
+	if ok {
+		have := len(n.wal) - int(b.at)
+		if have < len(b.entries) {
+			n.wal = append(n.wal, b.entries[have:]...)
+		}
+	}
+	w.settle()
+	w.send(message{kind: batchAckKind, from: i, epoch: b.epoch, ack: n.ack(w.mutant), life: b.life})
+}
+
+// deliver hands the k-th message over; the receiver crashes after limit actions.
+func (w *world) deliver(k, limit int) {
+	m := w.msgs[k]
+	w.msgs = slices.Delete(w.msgs, k, k+1)
+	to := 1 - m.from
+	n := &w.nodes[to]
+	if !n.up {
+		return
+	}
+	answers := m.kind == heartbeatAckKind || m.kind == batchAckKind || m.kind == fenceAckKind || m.kind == stateKind ||
+		m.kind == fetchedKind || m.kind == snapshotKind
+	if answers && m.life != n.life { // its connection ended with whom it answers
+		return
+	}
+	switch m.kind {
+	case heartbeatKind:
+		w.event(to, event{kind: evHeartbeat, peer: m.peer, epoch: m.epoch, commit: m.commit, admit: m.flag},
+			&message{kind: heartbeatAckKind, epoch: m.epoch, sent: m.sent, life: m.life}, limit)
+	case heartbeatAckKind:
+		n.told = m.ack.Received
+		w.event(to, event{kind: evHeartbeatAck, peer: m.peer, epoch: m.epoch, ack: m.ack, follows: m.flag,
+			sent: instant{duration(m.sent), duration(m.sent)}}, nil, limit)
+	case batchKind:
+		w.receive(to, m)
+	case batchAckKind:
+		n.told = m.ack.Received
+		w.event(to, event{kind: evStreamAck, epoch: m.epoch, ack: m.ack}, nil, limit)
+	case fenceKind:
+		w.event(to, event{kind: evFence, peer: m.peer, epoch: m.epoch}, &message{kind: fenceAckKind, epoch: m.epoch, life: m.life}, limit)
+	case fenceAckKind:
+		w.event(to, event{kind: evFenceAck, peer: m.peer, epoch: m.epoch, fenced: m.flag}, nil, limit)
+	case askKind:
+		w.send(message{kind: stateKind, from: to, peer: n.m.state(n.log()), life: m.life})
+	case stateKind:
+		w.event(to, event{kind: evPeer, peer: m.peer}, nil, limit)
+	case fetchKind:
+		w.send(message{kind: fetchedKind, from: to, at: m.at, entries: slices.Clone(n.wal[min(m.at, uint64(n.durable)):n.durable]), epoch: m.epoch, life: m.life})
+	case fetchedKind:
+		if n.m.role == RolePromoting && n.m.stored.Epoch == m.epoch && len(n.wal) == int(m.at) {
+			n.wal = append(n.wal, m.entries...)
+			n.durable = len(n.wal)
+		}
+		w.event(to, event{kind: evFetched}, nil, limit)
+	case snapshotAskKind:
+		w.event(to, event{kind: evSnapshotAsked}, nil, -1)
+		w.send(message{kind: snapshotKind, from: to, flag: n.m.role == RolePrimary, epoch: n.m.stored.Epoch,
+			entries: slices.Clone(n.storage), peer: n.m.state(n.log()), life: m.life})
+	case snapshotKind:
+		w.install(to, m, limit)
+	}
+}
+
+// install is what the driver does with a snapshot.
+func (w *world) install(i int, m message, limit int) {
+	n := &w.nodes[i]
+	if n.m.role != RoleRebuilding {
+		return
+	}
+	if m.flag {
+		for _, e := range n.wal {
+			if !slices.Contains(n.tail, e) && !slices.Contains(w.nodes[1-i].wal, e) {
+				w.violate("write %d vanished with the rebuilding of %s", e.id, n.m.self)
+			}
+		}
+		n.storage, n.wal, n.durable, n.commit = m.entries, slices.Clone(m.entries), len(m.entries), uint64(len(m.entries))
+	}
+	w.event(i, event{kind: evRebuilt, fenced: m.flag, epoch: m.epoch, epochs: m.peer.Epochs}, nil, limit)
+}
+
+// key identifies a world up to the passage of time.
+func (w *world) key() []byte {
+	b := make([]byte, 0, 512)
+	num := func(v uint64) { b = binary.AppendUvarint(b, v) }
+	flag := func(v bool) {
+		if v {
+			b = append(b, 1)
+		} else {
+			b = append(b, 0)
+		}
+	}
+	ep := func(e replication.Epoch) { num(e.Number); b = append(b, e.Owner...); b = append(b, 0) }
+	list := func(l []EpochStart) {
+		num(uint64(len(l)))
+		for _, e := range l {
+			ep(e.Epoch)
+			num(e.Start)
+		}
+	}
+	entries := func(l []modelEntry) {
+		num(uint64(len(l)))
+		for _, e := range l {
+			ep(e.epoch)
+			num(uint64(e.id))
+		}
+	}
+	age := func(t time_) { num(uint64(min(w.now-t, failoverTicks+1))) }
+	stored := func(s *Stored) {
+		b = append(b, s.History...)
+		ep(s.Epoch)
+		list(s.Epochs)
+		flag(s.Promoting)
+		flag(s.Admitted)
+		flag(s.PeerAdmitted)
+		flag(s.Rebuilding)
+	}
+	peer := func(p *Peer) {
+		b = append(b, p.Role...)
+		ep(p.Epoch)
+		list(p.Epochs)
+		num(p.Last.Position)
+		ep(p.Last.Epoch)
+		flag(p.Rebuilding)
+	}
+	for i := range w.nodes {
+		n := &w.nodes[i]
+		flag(n.up)
+		stored(&n.stored)
+		entries(n.wal)
+		num(uint64(n.durable))
+		num(uint64(len(n.storage)))
+		num(n.commit)
+		entries(n.tail)
+		num(n.told)
+		if !n.up {
+			continue
+		}
+		stored(&n.m.stored)
+		b = append(b, n.m.role...)
+		age(ticks(n.m.started))
+		age(ticks(n.m.heard))
+		age(ticks(n.m.answered))
+		age(ticks(n.m.contact))
+		age(ticks(n.m.leaseFrom.boot))
+		flag(n.m.follows)
+		flag(n.m.peerKnown)
+		flag(n.m.alone)
+		flag(n.m.hasLease)
+		flag(n.m.unfenced)
+		num(n.m.barrier)
+		num(n.m.ack.Received)
+		num(n.m.ack.Persisted)
+		peer(&n.m.peer)
+	}
+	for i := range w.msgs {
+		m := &w.msgs[i]
+		num(uint64(m.kind))
+		num(uint64(m.from))
+		ep(m.epoch)
+		ep(m.prev)
+		num(m.at)
+		entries(m.entries)
+		peer(&m.peer)
+		num(m.ack.Received)
+		num(m.ack.Persisted)
+		age(m.sent)
+		num(m.commit)
+		flag(m.flag)
+		flag(m.life == w.nodes[1-m.from].life)
+		flag(m.life == w.nodes[m.from].life)
+	}
+	num(uint64(w.writes))
+	num(uint64(w.crashes))
+	num(uint64(w.leads))
+	entries(w.acked)
+	return b
+}
