@@ -150,6 +150,18 @@ func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerC
 	return pc, nil
 }
 
+// ConnectOwn is Connect over a connection of its own, which no other handle
+// shares: what is sent on it does not wait behind anything else.
+func (t *Transport) ConnectOwn(ctx context.Context, addr string) (replication.PeerConnection, error) {
+	p := &peer{t: t, addr: addr, refs: 1}
+	pc := &PeerConn{p: p, requester: requester{p.call}}
+	if _, err := p.get(ctx); err != nil {
+		_ = pc.Close()
+		return nil, replication.MarkNotSent(err)
+	}
+	return pc, nil
+}
+
 // Close gives the handle back; the last one closes the connection.
 func (pc *PeerConn) Close() error {
 	pc.once.Do(pc.p.release)
