@@ -108,6 +108,13 @@ func (f *Feed) Pause(err error) {
 	f.commit = 0
 }
 
+// Still runs f while nothing is being applied.
+func (f *Feed) Still(do func() error) error {
+	f.applyMu.Lock()
+	defer f.applyMu.Unlock()
+	return do()
+}
+
 // Resume ends Pause.
 func (f *Feed) Resume() {
 	f.mu.Lock()

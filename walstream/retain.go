@@ -4,7 +4,7 @@ import "fmt"
 
 // Retention says which entries a log may let go.
 type Retention struct {
-	Applied    uint64 // the own Storage's position; nothing above it goes
+	Applied    uint64 // the own Storage's position; it and what is above stays
 	Peer       uint64 // what the peer has durably; 0: not known
 	MaxEntries uint64 // kept for a peer that is away
 	MaxBytes   int64
@@ -22,7 +22,7 @@ func (r Retention) compactTo(first uint64, sizes []uint32, total int64) uint64 {
 		return first - 1
 	}
 	last := first + uint64(len(sizes)) - 1
-	limit := min(r.Applied, last-1)
+	limit := min(max(r.Applied, 1), last) - 1
 	to := min(max(r.Peer, 1)-1, limit)
 	if kept := last - to; kept > r.MaxEntries {
 		to = last - r.MaxEntries
