@@ -1,6 +1,7 @@
 package standby
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -16,6 +17,7 @@ type rules struct {
 	auto         bool // AUTO_FAILOVER
 	failover     time.Duration
 	maxLag       uint64 // entries; a standby closer than that is waited for
+	settings     string // what both nodes must have alike
 }
 
 // lease is how long a heartbeat that was answered lets the primary accept writes
@@ -43,6 +45,9 @@ type machine struct {
 	peerKnown bool
 	waiting   string // why nothing happens, for people
 	broken    bool   // the own log or Storage failed: nothing happens any more
+	// What the Storage holds beside a log that has no history yet.
+	hasData     bool
+	dataHistory string
 
 	// Of a primary.
 	ack       walstream.Ack // what its standby has, in this epoch
@@ -188,14 +193,20 @@ func (m *machine) mayBeMet(p Peer) bool {
 
 // self as the peer hears of it.
 func (m *machine) state(log logView) Peer {
-	return Peer{NodeID: m.self, History: m.stored.History, Epoch: m.stored.Epoch, Epochs: m.stored.Epochs, Role: m.role, Last: log.last,
-		From: log.from, Admitted: m.stored.Admitted, Rebuilding: m.stored.Rebuilding, WantsPrimary: m.wantsPrimary}
+	return Peer{NodeID: m.self, History: m.stored.History, Epoch: m.stored.Epoch, Epochs: m.stored.Epochs, Role: m.role,
+		Last: log.last, Durable: log.durable, Applied: log.applied, From: log.from, Admitted: m.stored.Admitted,
+		Rebuilding: m.stored.Rebuilding, WantsPrimary: m.wantsPrimary, Settings: m.settings}
 }
 
 // meet takes in what the peer says of itself. A higher epoch is promised at once,
 // whatever this node was doing.
 func (s *stepper) meet() {
 	p := s.ev.peer
+	if p.NodeID == s.self || p.Settings != s.settings {
+		s.waiting = fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
+			p.NodeID, p.Settings, s.self, s.settings)
+		return
+	}
 	s.peer, s.peerKnown, s.heard = p, true, s.now()
 	if !s.mayBeMet(p) {
 		s.waiting = "foreign history: the peer's data is of another history; discard one side"

@@ -51,6 +51,8 @@ func (s *stepper) decide() decision {
 func (s *stepper) decideEmpty() decision {
 	p := &s.peer
 	switch {
+	case s.peerKnown && p.History != "" && s.hasData && s.dataHistory != p.History && !s.stored.Rebuilding:
+		return wait("foreign history: the storage holds data that is not the peer's; discard one side")
 	case s.peerKnown && p.History != "" && p.Role == RolePrimary && p.Epoch.Compare(s.stored.Epoch) >= 0:
 		return decision{what: startJoin}
 	case s.stored.Rebuilding:

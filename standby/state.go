@@ -84,6 +84,8 @@ type Peer struct {
 	Epochs       []EpochStart
 	Role         Role
 	Last         walstream.Mark // of its log, durable or not
+	Durable      uint64         // ≤ Last.Position
+	Applied      uint64         // ≤ Durable
 	From         uint64         // its log can be read after this position and above
 	Admitted     bool
 	Rebuilding   bool

@@ -109,15 +109,7 @@ func (a *Applier) take(b Received) (verdict, error) {
 	if err != nil || v != verdictTake {
 		return v, err
 	}
-	entries := make([]stored, 0, len(b.Entries)-known)
-	for _, w := range b.Entries[known:] {
-		s, err := fromWire(w)
-		if err != nil {
-			return 0, err
-		}
-		entries = append(entries, s)
-	}
-	return v, a.log.extend(entries)
+	return v, a.hand(b.Entries[known:])
 }
 
 // awaitTurn waits until the log has reached a position, as long as GapWait; false:
@@ -143,3 +135,33 @@ func (a *Applier) awaitTurn(ctx context.Context, position uint64) bool {
 }
 
 var errGap = errors.New("entries before these are missing")
+
+// Extend takes entries that were fetched from another node's log to continue this
+// one after a mark, and waits for nothing. Only who knows that nobody is followed
+// calls it.
+func (a *Applier) Extend(history string, epoch replication.Epoch, after Mark, entries []*WireEntry) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := following{history: history, epoch: epoch, last: a.log.Last()}
+	if a.follows || f.last != after {
+		return fmt.Errorf("%w: the log ends at %s, not %s", ErrStaleEpoch, f.last, after)
+	}
+	v, known, err := f.judge(Received{Epoch: epoch, Prev: &after.Epoch, Entries: entries}, a.log.EpochAt)
+	if err != nil || v != verdictTake {
+		return err
+	}
+	return a.hand(entries[known:])
+}
+
+// hand hands checked entries to the log. a.mu is held.
+func (a *Applier) hand(entries []*WireEntry) error {
+	list := make([]stored, 0, len(entries))
+	for _, w := range entries {
+		s, err := fromWire(w)
+		if err != nil {
+			return err
+		}
+		list = append(list, s)
+	}
+	return a.log.extend(list)
+}

@@ -1,0 +1,316 @@
+package standby
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	metrics "github.com/hashicorp/go-metrics/compat"
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// reply is what a step answers to the message that caused it.
+type reply struct {
+	granted bool
+	detail  string
+	peer    Peer
+	log     logView
+}
+
+func (n *Node) logView() logView {
+	durable := n.log.Durable().Position
+	v := logView{last: n.log.Last(), durable: durable, applied: min(n.applier.Position(), durable)}
+	v.from = n.log.First() - 1
+	if _, err := n.log.EpochAt(v.from); err != nil {
+		v.from++
+	}
+	return v
+}
+
+// step hands an event to the machine and does what it says, in order. What
+// cannot be done ends this node's part.
+func (n *Node) step(ev event) reply {
+	n.role.Lock()
+	defer n.role.Unlock()
+	ev.now, ev.log = n.now(), n.logView()
+	if ev.fresh == "" && n.machine.stored.History == "" {
+		ev.fresh = replication.NewHistory()
+	}
+	before := n.machine
+	next, actions := n.machine.step(ev)
+	n.machine = next
+	var r reply
+	for _, a := range actions {
+		if err := n.perform(a, &r); err != nil {
+			n.rt.Logger.Error("this node ends its part", "error", err)
+			n.machine.follows, n.machine.hasLease = false, false
+			n.machine.role, n.machine.broken, n.machine.waiting = RoleFenced, true, err.Error()
+			n.stop()
+			r.granted = false
+			break
+		}
+	}
+	if next.waiting != "" && next.waiting != before.waiting {
+		n.rt.Logger.Info("hot standby waits", "role", next.role, "reason", next.waiting)
+	}
+	n.look(before.role)
+	r.log = n.logView()
+	r.peer = n.machine.state(r.log)
+	return r
+}
+
+// look lets others see what the machine now is. n.role is held.
+func (n *Node) look(before Role) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	was := n.seen
+	n.seen = n.machine
+	if before != n.machine.role || was.follows != n.machine.follows || was.peer.Role != n.machine.peer.Role {
+		close(n.changed)
+		n.changed = make(chan struct{})
+	}
+}
+
+// view is the machine as of its last step.
+func (n *Node) view() machine {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.seen
+}
+
+// diskTimeout bounds the wait for the log's own sync within a step.
+const diskTimeout = time.Minute
+
+// perform does one thing. n.role is held.
+func (n *Node) perform(a action, r *reply) error {
+	switch a.kind {
+	case doSave:
+		if err := n.file.save(a.stored); err != nil {
+			return err
+		}
+		e := a.stored.Epoch
+		n.epoch.Store(&e)
+	case doSync:
+		ctx, cancel := context.WithTimeout(n.ctx, diskTimeout)
+		defer cancel()
+		return n.log.Sync(ctx)
+	case doStop:
+		n.stop()
+	case doFollow:
+		n.stop()
+		n.feed.Resume()
+		n.receiver.Follow(n.machine.stored.History, n.machine.stored.Epoch)
+	case doLead:
+		n.stop()
+		n.leadAt = n.log.Last().Position
+		n.feed.Resume()
+		n.signal(n.kick)
+		n.signal(n.commits)
+		if len(n.machine.stored.Epochs) > 1 {
+			metrics.IncrCounter([]string{"replication", "failovers_total"}, 1)
+		}
+	case doReply:
+		r.granted, r.detail = a.granted, a.detail
+	case doFence:
+		n.sendFence()
+	case doFetch:
+		epoch := n.machine.stored.Epoch
+		n.spawn(func() { n.fetch(epoch, a.position) })
+	case doSaveTail:
+		return n.putAside(a.position)
+	case doTruncate:
+		return n.log.Truncate(a.position)
+	case doRebuild:
+		n.spawn(n.rebuild)
+	case doFound:
+		return n.found(a.stored)
+	case doCommit:
+		n.feed.Commit(a.position)
+	case doTell:
+		n.tell(a)
+	}
+	return nil
+}
+
+func (n *Node) tell(a action) {
+	n.rt.Logger.Info("hot standby", "event", string(a.tell), "detail", a.detail, "epoch", n.machine.stored.Epoch.String())
+	e := replication.Event{Type: a.tell, Detail: a.detail, Role: string(n.machine.role), Term: n.machine.stored.Epoch.Number, Position: n.log.Last().Position}
+	if a.tell == replication.EventFenced {
+		metrics.IncrCounter([]string{"replication", "fenced_total"}, 1)
+	}
+	n.publish(e)
+}
+
+var errStopped = fmt.Errorf("%w: this node is no longer primary", replication.ErrUnknownOutcome)
+
+// stop ends writing, streaming and following. When it returns, nothing of the
+// role that ends is being done any more.
+func (n *Node) stop() {
+	n.receiver.Stop()
+	if s := n.stream; s != nil {
+		n.stream = nil
+		s.cancel()
+	}
+	n.feed.Pause(errStopped)
+}
+
+func (n *Node) signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// found makes the Storage part of a new history, at its present position.
+func (n *Node) found(s Stored) error {
+	if err := n.applier.Found(replication.Identity{History: s.History, Base: s.Base.Position}); err != nil {
+		return err
+	}
+	n.rt.Logger.Info("history founded", "history", s.History, "base", s.Base.Position)
+	return n.log.Reset(s.Base)
+}
+
+// putAside writes the entries after a position to a file of their own.
+func (n *Node) putAside(after uint64) error {
+	if n.log.Last().Position <= after {
+		return nil
+	}
+	path, count, err := saveTail(n.tailDir(), n.log.Last().Epoch, n.log, after)
+	if err != nil {
+		return fmt.Errorf("putting aside what the primary does not have: %w", err)
+	}
+	n.mu.Lock()
+	n.tails, n.tailed = append(n.tails, path), n.tailed+count
+	n.mu.Unlock()
+	n.rt.Logger.Warn("entries that the primary does not have were put aside", "file", path, "entries", count)
+	metrics.IncrCounter([]string{"replication", "diverged_entries_total"}, float32(count))
+	n.publish(replication.Event{Type: replication.EventDiverged, Detail: path, Position: after})
+	return nil
+}
+
+// logFailed is told by the log that it ended.
+func (n *Node) logFailed(err error) {
+	n.spawn(func() {
+		n.rt.Logger.Error("the write-ahead log failed", "error", err)
+		n.publish(replication.Event{Type: replication.EventStorageFailed, Detail: err.Error()})
+		n.step(event{kind: evFailed})
+	})
+}
+
+// runFeed applies the log to the Storage for as long as the node lives.
+func (n *Node) runFeed() {
+	err := n.feed.Run(n.ctx)
+	if n.ctx.Err() != nil {
+		return
+	}
+	n.rt.Logger.Error("the storage failed; this node applies nothing more until it is restarted", "error", err)
+	n.publish(replication.Event{Type: replication.EventStorageFailed, Detail: err.Error()})
+	n.step(event{kind: evFailed})
+}
+
+// tickLoop lets time pass for the machine, and compacts the log now and then.
+func (n *Node) tickLoop() {
+	interval := min(n.cfg.HA.Heartbeat, n.cfg.HA.FailoverTimeout/10)
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	compacted := time.Now()
+	for {
+		select {
+		case <-ticker.C:
+		case <-n.ctx.Done():
+			return
+		}
+		n.step(event{kind: evTick})
+		n.signal(n.commits)
+		if time.Since(compacted) > 10*time.Second {
+			n.compact()
+			compacted = time.Now()
+		}
+	}
+}
+
+// maxRetainBytes bounds what is kept for a standby that is away.
+const maxRetainBytes = 4 << 30
+
+func (n *Node) compact() {
+	m := n.view()
+	peer := m.ack.Persisted
+	if m.role == RoleStandby {
+		peer = n.log.Last().Position // its primary has all of it
+	}
+	err := n.log.Compact(walstream.Retention{Applied: n.applier.Position(), Peer: peer, MaxEntries: uint64(n.cfg.HA.WALRetain), MaxBytes: maxRetainBytes})
+	if err != nil && !errors.Is(err, walstream.ErrFailed) {
+		n.rt.Logger.Warn("the log could not be compacted", "error", err)
+	}
+	metrics.SetGauge([]string{"replication", "wal_bytes"}, float32(n.log.Bytes()))
+}
+
+// commitLoop lets the primary's Storage go as far as the mode allows, and tells
+// the standby.
+func (n *Node) commitLoop() {
+	for {
+		changed := n.log.Changed(n.log.Last().Position)
+		n.role.RLock()
+		position, ok := n.machine.commit(n.now(), n.log.Durable().Position)
+		if ok {
+			if position > n.feed.Committed() {
+				n.signal(n.kick)
+			}
+			n.feed.Commit(position)
+		}
+		n.role.RUnlock()
+		select {
+		case <-changed:
+		case <-n.commits:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// Promote implements replication.Promoter.
+func (n *Node) Promote(ctx context.Context, force bool) error {
+	return n.command(ctx, event{kind: evPromote, force: force})
+}
+
+// Solo implements replication.Soloer.
+func (n *Node) Solo(ctx context.Context) error { return n.command(ctx, event{kind: evSolo}) }
+
+// command hands an operator's word to the machine and waits until this node is
+// primary.
+func (n *Node) command(ctx context.Context, ev event) error {
+	if err := n.running(); err != nil {
+		return err
+	}
+	if r := n.step(ev); !r.granted {
+		return fmt.Errorf("%w: %s", replication.ErrNotReady, r.detail)
+	}
+	n.signal(n.commits)
+	for {
+		changed := n.change()
+		m := n.view()
+		switch {
+		case m.role == RolePrimary:
+			return nil
+		case !slices.Contains([]Role{RoleFencing, RolePromoting}, m.role) && m.stored.History != "":
+			return fmt.Errorf("%w: it became %s: %s", replication.ErrNotReady, m.role, m.waiting)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: it is %s: %w", replication.ErrTimeout, n.view().role, context.Cause(ctx))
+		case <-n.ctx.Done():
+			return replication.ErrClosed
+		}
+	}
+}
+
+// change returns a channel that is closed at the next change of role.
+func (n *Node) change() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.changed
+}

@@ -1,0 +1,373 @@
+package standby
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/datadir"
+	"github.com/nornicdb/replication/transport"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// Node is one of the pair. All methods are safe for concurrent use.
+type Node struct {
+	cfg     *replication.Config
+	storage replication.Storage
+	rt      replication.Runtime
+	opts    options
+
+	ctx    context.Context // ends with Shutdown
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // every goroutine of the node
+	events replication.EventHub
+
+	// Set by Start before state becomes running.
+	dir       *datadir.Dir
+	nodeID    string
+	file      stateFile
+	applier   *replication.StorageApplier
+	store     raft.LogStore
+	log       *walstream.Log
+	feed      *walstream.Feed
+	receiver  *walstream.Applier
+	transport replication.Transport
+	own       *transport.Transport // the transport, where this node made it
+
+	epoch   atomic.Pointer[replication.Epoch] // what messages carry
+	kick    chan struct{}                     // one token: speak to the peer now
+	commits chan struct{}                     // one token: what may be applied has to be looked at
+	fencing atomic.Bool                       // a Fence is under way
+
+	// role serializes steps: it is held while a step is performed, and shared by
+	// whoever appends, so that no write slips in behind a step that ends them. It
+	// is taken before mu.
+	role    sync.RWMutex
+	machine machine
+	leadAt  uint64 // where the log ended when this node became primary
+	stream  *streaming
+
+	// mu guards the fields below.
+	mu      sync.Mutex
+	state   nodeState
+	seen    machine // a copy of machine, for those who do not wait for steps
+	changed chan struct{}
+	conns   [2]replication.PeerConnection
+	tails   []string // files with diverged entries
+	tailed  int      // entries in them
+	done    chan struct{}
+	err     error // of Shutdown
+}
+
+// streaming is the stream to a standby in one epoch.
+type streaming struct {
+	epoch  replication.Epoch
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+type nodeState int
+
+const (
+	stateNew nodeState = iota
+	stateStarting
+	stateRunning
+	stateClosed
+)
+
+var (
+	_ replication.Replicator       = (*Node)(nil)
+	_ replication.BatchApplier     = (*Node)(nil)
+	_ replication.ConsistentReader = (*Node)(nil)
+	_ replication.Promoter         = (*Node)(nil)
+	_ replication.Soloer           = (*Node)(nil)
+	_ replication.Subscriber       = (*Node)(nil)
+	_ replication.Constructor      = New
+)
+
+func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) *Node {
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), done: make(chan struct{}),
+		kick: make(chan struct{}, 1), commits: make(chan struct{}, 1)}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	return n
+}
+
+// Start implements replication.Replicator. It returns when the node serves; which
+// role it has then is found out with its peer (see WaitForLeader).
+func (n *Node) Start(ctx context.Context) error {
+	n.mu.Lock()
+	if n.state != stateNew {
+		defer n.mu.Unlock()
+		if n.state == stateClosed {
+			return replication.ErrClosed
+		}
+		return fmt.Errorf("%w: started already", replication.ErrInvalidConfig)
+	}
+	n.state = stateStarting
+	n.mu.Unlock()
+	err := n.openLocal()
+	if err == nil {
+		err = n.openTransport(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, n.Shutdown())
+	}
+	n.mu.Lock()
+	n.state = stateRunning
+	n.mu.Unlock()
+	n.spawn(n.tickLoop)
+	n.spawn(n.speakLoop)
+	n.spawn(n.commitLoop)
+	n.spawn(n.runFeed)
+	n.publish(replication.Event{Type: replication.EventStarted, Position: n.applier.Position()})
+	return nil
+}
+
+// openLocal opens and locks the data directory and everything in it.
+func (n *Node) openLocal() error {
+	want := datadir.Identity{Mode: string(replication.ModeHAStandby), NodeID: n.cfg.NodeID, LogStore: n.cfg.LogStore}
+	dir, err := datadir.Open(n.cfg.DataDir, want, func() string {
+		if host, err := os.Hostname(); err == nil && host != "" {
+			return host
+		}
+		return "node-" + replication.NewHistory()
+	})
+	if err != nil {
+		return err
+	}
+	n.dir = dir
+	n.mu.Lock()
+	n.nodeID = dir.Identity().NodeID
+	n.mu.Unlock()
+	n.file = stateFile{dir.Path(stateFileName)}
+	stored, err := n.file.load()
+	if err != nil {
+		return err
+	}
+	if n.store, err = n.opts.logStores[n.cfg.LogStore](n.cfg.DataDir); err != nil {
+		return fmt.Errorf("log store %s: %w", n.cfg.LogStore, err)
+	}
+	if n.log, err = n.openLog(stored); err != nil {
+		return err
+	}
+	applier, err := replication.NewStorageApplier(n.storage)
+	if err != nil && !errors.Is(err, replication.ErrRestoreIncomplete) {
+		return err
+	}
+	n.applier = applier
+	if stored, err = n.checkStorage(stored, err == nil); err != nil {
+		return err
+	}
+	n.feed = walstream.NewFeed(n.log, n.applier)
+	n.receiver = walstream.NewApplier(n.log, walstream.ApplierOptions{AnswerReceived: n.cfg.HA.SyncMode == replication.SyncSemi})
+	n.machine = n.newMachine(stored)
+	n.seen = n.machine
+	n.epoch.Store(&stored.Epoch)
+	return nil
+}
+
+// openLog opens the log; one that is being replaced is emptied.
+func (n *Node) openLog(stored Stored) (*walstream.Log, error) {
+	opts := walstream.LogOptions{Base: stored.Base, OnFailure: n.logFailed}
+	log, err := walstream.OpenLog(n.store, opts)
+	if err == nil || !stored.Rebuilding {
+		return log, err
+	}
+	n.rt.Logger.Warn("the log of a node that was being rebuilt is emptied", "error", err)
+	first, err := n.store.FirstIndex()
+	if err != nil {
+		return nil, err
+	}
+	last, err := n.store.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	if last > 0 {
+		if err := n.store.DeleteRange(first, last); err != nil {
+			return nil, err
+		}
+	}
+	return walstream.OpenLog(n.store, opts)
+}
+
+// checkStorage compares the Storage with state file and log. A Storage that the
+// log can no longer bring up to date is rebuilt; one that is ahead of the log, or
+// of another history, is refused.
+func (n *Node) checkStorage(stored Stored, whole bool) (Stored, error) {
+	if stored.History == "" {
+		if !whole {
+			return stored, fmt.Errorf("%w, and this node has no history to restore it from", replication.ErrRestoreIncomplete)
+		}
+		return stored, nil
+	}
+	if stored.Rebuilding || !whole {
+		stored.Rebuilding = true
+		return stored, nil
+	}
+	if !n.applier.Atomic() {
+		n.applier.Adopt(replication.Identity{History: stored.History, Base: stored.Base.Position})
+		n.rt.Logger.Warn("the storage has no transactions: no atomic batches, a crash can repeat one write, request outcomes are forgotten at restart")
+	}
+	position, id := n.applier.Position(), n.applier.Identity()
+	switch {
+	case id.History != stored.History:
+		return stored, fmt.Errorf("%w: the storage stands at %d of history %q, this node's log is of %q",
+			replication.ErrForeignHistory, position, id.History, stored.History)
+	case position > n.log.Last().Position:
+		return stored, fmt.Errorf("%w: the storage stands at %d, the log ends at %d: the log has lost entries, and with them this node's word; "+
+			"remove the data directory to have the node rebuilt", replication.ErrForeignHistory, position, n.log.Last().Position)
+	case position+1 < n.log.First():
+		stored.Rebuilding = true
+	}
+	return stored, nil
+}
+
+func (n *Node) newMachine(stored Stored) machine {
+	now := n.now().boot
+	m := machine{stored: stored, role: RoleStarting, started: now, heard: now}
+	ha := &n.cfg.HA
+	m.rules = rules{self: n.nodeID, wantsPrimary: ha.Role == "primary", mode: ha.SyncMode, consistency: ha.PartitionPolicy == "consistency",
+		auto: ha.AutoFailover, failover: ha.FailoverTimeout, maxLag: uint64(2 * ha.WALBatchSize),
+		settings: fmt.Sprintf("%s %s failover=%s", ha.SyncMode, ha.PartitionPolicy, ha.FailoverTimeout)}
+	m.hasData, m.dataHistory = n.applier.Position() > 0, n.applier.Identity().History
+	return m
+}
+
+// openTransport opens the cluster port and serves it.
+func (n *Node) openTransport(ctx context.Context) error {
+	n.transport = n.rt.Transport
+	if n.transport == nil {
+		cfg := *n.cfg
+		cfg.NodeID = n.nodeID
+		opts, err := transport.OptionsFromConfig(&cfg, n.rt.Logger)
+		if err != nil {
+			return err
+		}
+		if n.own, err = transport.New(opts); err != nil {
+			return err
+		}
+		n.transport = n.own
+	}
+	mux, ok := n.transport.(interface {
+		replication.Mux
+		SetEpoch(func() replication.Epoch)
+	})
+	if !ok {
+		return fmt.Errorf("%w: hot standby needs a transport that serves requests of any code", replication.ErrUnsupported)
+	}
+	mux.SetEpoch(func() replication.Epoch { return *n.epoch.Load() })
+	for code, h := range n.handlers() {
+		mux.Handle(code, h)
+	}
+	mux.HandleStream(replication.StreamSnapshot, n.acceptSnapshot)
+	if n.own == nil {
+		return nil
+	}
+	if _, err := n.own.Bind(ctx, n.cfg.BindAddr); err != nil {
+		return err
+	}
+	n.spawn(func() {
+		if err := n.own.Listen(n.ctx, n.cfg.BindAddr, nil); err != nil {
+			n.rt.Logger.Error("the cluster port is no longer served", "error", err)
+		}
+	})
+	return nil
+}
+
+// running is nil while the node serves.
+func (n *Node) running() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch n.state {
+	case stateRunning:
+		return nil
+	case stateClosed:
+		return replication.ErrClosed
+	default:
+		return replication.ErrNotReady
+	}
+}
+
+// spawn runs f in a goroutine that Shutdown waits for; false: too late.
+func (n *Node) spawn(f func()) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.state == stateClosed {
+		return false
+	}
+	n.wg.Go(f)
+	return true
+}
+
+// now reads both clocks.
+func (n *Node) now() instant {
+	return instant{boot: n.opts.bootClock(), wall: time.Duration(n.rt.Now().UnixNano())}
+}
+
+func (n *Node) publish(e replication.Event) {
+	e.Time = n.rt.Now()
+	n.events.Publish(e)
+}
+
+// Shutdown implements replication.Replicator. It does not hand the primary's part
+// on: the standby takes it over when its timeout is over, or by Promote before.
+func (n *Node) Shutdown() error {
+	n.mu.Lock()
+	if n.state == stateClosed {
+		n.mu.Unlock()
+		<-n.done
+		return n.err
+	}
+	n.state = stateClosed
+	close(n.changed)
+	n.changed = make(chan struct{})
+	n.mu.Unlock()
+	n.cancel()
+	var errs []error
+	if mux, ok := n.transport.(replication.Mux); ok {
+		for code := range n.handlers() {
+			mux.Handle(code, nil)
+		}
+		mux.HandleStream(replication.StreamSnapshot, nil)
+	}
+	n.mu.Lock()
+	conns := n.conns
+	n.conns = [2]replication.PeerConnection{}
+	n.mu.Unlock()
+	for _, c := range conns {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+	if n.own != nil {
+		errs = append(errs, n.own.Close())
+	}
+	n.wg.Wait()
+	if n.log != nil {
+		if err := n.log.Close(); err != nil && !errors.Is(err, walstream.ErrFailed) {
+			errs = append(errs, err)
+		}
+	}
+	if n.applier != nil {
+		n.applier.Close()
+	}
+	errs = append(errs, closeIfCloser(n.store))
+	if n.dir != nil {
+		errs = append(errs, n.dir.Close())
+	}
+	n.publish(replication.Event{Type: replication.EventStopped})
+	n.events.Close()
+	n.err = errors.Join(errs...)
+	close(n.done)
+	return n.err
+}
+
+// tailDir is where diverged tails are kept.
+func (n *Node) tailDir() string { return filepath.Join(n.cfg.DataDir, "diverged") }

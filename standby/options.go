@@ -1,0 +1,98 @@
+package standby
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/nornicdb/replication"
+)
+
+// boltLogStore is the name of the built-in log store.
+const boltLogStore = "bolt"
+
+var (
+	// ErrUnconfirmed: the write is in the log and was not confirmed as its sync
+	// mode demands. It may still take effect: the error wraps
+	// replication.ErrUnknownOutcome too, and is an *UnconfirmedError.
+	ErrUnconfirmed = errors.New("write is not confirmed")
+	// ErrNoLease: under the policy consistency the primary has not heard its
+	// standby for so long that it may have been replaced. Nothing was appended.
+	ErrNoLease = fmt.Errorf("no lease: the standby does not answer: %w", replication.ErrNotReady)
+)
+
+// UnconfirmedError is an ErrUnconfirmed that names the write's position.
+type UnconfirmedError struct {
+	Position uint64
+	Reason   string
+}
+
+func (e *UnconfirmedError) Error() string {
+	return fmt.Sprintf("write at position %d is not confirmed: %s", e.Position, e.Reason)
+}
+
+// Unwrap makes errors.Is true for ErrUnconfirmed and replication.ErrUnknownOutcome.
+func (e *UnconfirmedError) Unwrap() []error {
+	return []error{ErrUnconfirmed, replication.ErrUnknownOutcome}
+}
+
+type options struct {
+	logStores map[string]func(dir string) (raft.LogStore, error)
+	bootClock func() time.Duration
+}
+
+// Option is a choice of hot-standby mode.
+type Option func(*options)
+
+// WithLogStore offers a log store under a name that NORNICDB_CLUSTER_LOG_STORE
+// can choose. If it is an io.Closer it is closed at Shutdown.
+func WithLogStore(name string, open func(dir string) (raft.LogStore, error)) Option {
+	return func(o *options) { o.logStores[name] = open }
+}
+
+// WithBootClock replaces the clock that leases are measured by beside the wall
+// clock: it must go on while the machine is suspended.
+func WithBootClock(clock func() time.Duration) Option {
+	return func(o *options) { o.bootClock = clock }
+}
+
+// Mode returns a Constructor with options.
+func Mode(opts ...Option) replication.Constructor {
+	return func(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
+		o := options{logStores: map[string]func(string) (raft.LogStore, error){boltLogStore: openBolt}, bootClock: bootClock}
+		for _, opt := range opts {
+			opt(&o)
+		}
+		if o.logStores[cfg.LogStore] == nil {
+			return nil, fmt.Errorf("%w: NORNICDB_CLUSTER_LOG_STORE=%q was not offered here", replication.ErrInvalidConfig, cfg.LogStore)
+		}
+		if _, ok := storage.(replication.StorageSnapshotter); !ok {
+			return nil, fmt.Errorf("%w: hot standby needs a storage with snapshots", replication.ErrUnsupported)
+		}
+		return newNode(cfg, storage, rt, o), nil
+	}
+}
+
+// New is hot-standby mode without options: a replication.Constructor.
+func New(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
+	return Mode()(cfg, storage, rt)
+}
+
+func openBolt(dir string) (raft.LogStore, error) {
+	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), MsgpackUseNewTimeFormat: true})
+	if err != nil {
+		return nil, err
+	}
+	return store, nil
+}
+
+func closeIfCloser(v any) error {
+	if c, ok := v.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}

@@ -1,0 +1,454 @@
+package standby_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/standby"
+	"github.com/nornicdb/replication/transport"
+	"github.com/stretchr/testify/require"
+)
+
+// node is one of a pair, which can be stopped and started.
+type node struct {
+	id, addr string
+	dir      string
+	cfg      *replication.Config
+	store    *boltgraph.Store
+	tr       *transport.Transport
+	served   chan struct{}
+	repl     replication.Replicator
+}
+
+type pair struct {
+	t    *testing.T
+	net  *memoryNet
+	a, b *node
+}
+
+func quietLogger() replication.Logger {
+	if os.Getenv("STANDBY_TEST_LOG") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
+
+const (
+	heartbeat = time.Second
+	failover  = 10 * time.Second
+	patience  = 5 * time.Minute // virtual
+)
+
+// inBubble runs a test in virtual time with a pair that is not started yet.
+func inBubble(t *testing.T, change func(*replication.Config), test func(t *testing.T, p *pair)) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pair{t: t, net: newNet()}
+		p.a = p.newNode("a", "10.0.0.1:7688", "10.0.0.2:7688", "primary", change)
+		p.b = p.newNode("b", "10.0.0.2:7688", "10.0.0.1:7688", "standby", change)
+		defer func() {
+			p.stop(p.a)
+			p.stop(p.b)
+		}()
+		test(t, p)
+	})
+}
+
+func (p *pair) newNode(id, addr, peer, role string, change func(*replication.Config)) *node {
+	n := &node{id: id, addr: addr, dir: p.t.TempDir()}
+	n.cfg = replication.DefaultConfig()
+	n.cfg.Mode, n.cfg.NodeID, n.cfg.BindAddr, n.cfg.DataDir = replication.ModeHAStandby, id, addr, filepath.Join(n.dir, "replication")
+	n.cfg.Secret = "0123456789abcdef"
+	n.cfg.HA.Role, n.cfg.HA.PeerAddr = role, peer
+	n.cfg.HA.Heartbeat, n.cfg.HA.FailoverTimeout = heartbeat, failover
+	if change != nil {
+		change(n.cfg)
+	}
+	return n
+}
+
+func (p *pair) other(n *node) *node {
+	if n == p.a {
+		return p.b
+	}
+	return p.a
+}
+
+func (p *pair) start(nodes ...*node) {
+	p.t.Helper()
+	for _, n := range nodes {
+		require.NoError(p.t, p.tryStart(n))
+	}
+}
+
+func (p *pair) tryStart(n *node) (err error) {
+	n.store, err = boltgraph.Open(filepath.Join(n.dir, "graph.db"), boltgraph.WithNoSync())
+	require.NoError(p.t, err)
+	n.tr, err = transport.New(transport.Options{NodeID: n.id, ClusterID: n.cfg.Raft.ClusterID, Secret: []byte(n.cfg.Secret),
+		Logger: quietLogger(), Listen: p.net.listen, Dial: p.net.dialer(n.addr)})
+	require.NoError(p.t, err)
+	n.served = make(chan struct{})
+	go func() { defer close(n.served); _ = n.tr.Listen(context.Background(), n.addr, nil) }()
+	began := time.Now()
+	mode := standby.Mode(standby.WithBootClock(func() time.Duration { return time.Since(began) + time.Hour }))
+	n.repl, err = replication.New(n.cfg, n.store, replication.Modes{replication.ModeHAStandby: mode},
+		replication.WithLogger(quietLogger()), replication.WithTransport(n.tr))
+	require.NoError(p.t, err)
+	return n.repl.Start(context.Background())
+}
+
+func (p *pair) stop(n *node) {
+	p.t.Helper()
+	if n.repl == nil {
+		return
+	}
+	require.NoError(p.t, n.repl.Shutdown())
+	require.NoError(p.t, n.tr.Close())
+	<-n.served
+	require.NoError(p.t, n.store.Close())
+	n.repl = nil
+}
+
+// until waits in virtual time.
+func (p *pair) until(what string, ok func() bool) time.Duration {
+	p.t.Helper()
+	start := time.Now()
+	for !ok() {
+		if time.Since(start) > patience {
+			require.Fail(p.t, "not reached: "+what, "%s\n%s", describe(p.a), describe(p.b))
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	return time.Since(start)
+}
+
+func describe(n *node) string {
+	if n.repl == nil {
+		return n.id + " is down"
+	}
+	h := n.repl.Health()
+	return fmt.Sprintf("%s: %s epoch %d, applied %d, %s %v", n.id, h.Role, h.Term, h.AppliedIndex, h.State, h.Reasons)
+}
+
+// admitted waits until n is primary with an admitted standby.
+func (p *pair) admitted(n *node) {
+	p.t.Helper()
+	p.until("standby admitted", func() bool {
+		h := n.repl.Health()
+		return h.Role == "primary" && h.IsLeader && len(h.Peers) == 1 && h.Peers[0].State == "admitted"
+	})
+	// The standby learns of it by the next heartbeat.
+	<-time.After(2 * heartbeat)
+}
+
+func putNode(t *testing.T, id string, value any) *replication.Command {
+	t.Helper()
+	cmd, err := replication.NewNodeCommand(replication.CmdPutNode,
+		&replication.Node{ID: replication.NodeID(id), Labels: []string{"T"}, Properties: map[string]any{"v": value}})
+	require.NoError(t, err)
+	return cmd
+}
+
+func (p *pair) write(n *node, ids ...string) {
+	p.t.Helper()
+	for _, id := range ids {
+		require.NoError(p.t, n.repl.Apply(putNode(p.t, id, id), time.Minute), id)
+	}
+}
+
+func (p *pair) has(n *node, id string) bool {
+	_, err := n.store.Node(replication.NodeID(id))
+	return err == nil
+}
+
+func (p *pair) same() {
+	p.t.Helper()
+	p.until("same content", func() bool {
+		x, err := p.a.store.Stats()
+		require.NoError(p.t, err)
+		y, err := p.b.store.Stats()
+		require.NoError(p.t, err)
+		return x == y
+	})
+}
+
+var syncModes = []replication.SyncMode{replication.SyncAsync, replication.SyncSemi, replication.SyncFull}
+
+func TestPairWritesReadsAndFailsOver(t *testing.T) {
+	for _, mode := range syncModes {
+		t.Run(string(mode), func(t *testing.T) {
+			inBubble(t, func(c *replication.Config) { c.HA.SyncMode = mode }, func(t *testing.T, p *pair) {
+				p.start(p.b, p.a)
+				p.admitted(p.a)
+				p.write(p.a, "n1", "n2")
+				p.write(p.b, "n3") // forwarded
+				position, err := p.b.repl.(replication.ConsistentReader).ReadBarrier(t.Context(), replication.ConsistencyQuorum)
+				require.NoError(t, err)
+				require.Positive(t, position)
+				require.True(t, p.has(p.b, "n3"), "a linearizable read on the standby")
+				require.Equal(t, "a", p.b.repl.LeaderID())
+				require.ErrorIs(t, p.a.repl.Apply(putNode(t, "x", 1), 0), replication.ErrInvalidTimeout)
+				p.same()
+
+				p.net.isolate(p.a.addr, true)
+				took := p.until("failover", p.b.repl.IsLeader)
+				require.GreaterOrEqual(t, took, failover-2*heartbeat)
+				require.Less(t, took, failover+3*heartbeat)
+				if mode == replication.SyncFull {
+					err := p.b.repl.Apply(putNode(t, "n4", 1), 5*time.Second)
+					require.ErrorIs(t, err, standby.ErrUnconfirmed, "sync acknowledges nothing alone")
+				} else {
+					p.write(p.b, "n4")
+				}
+				p.net.isolate(p.a.addr, false)
+				p.admitted(p.b)
+				p.write(p.a, "n5")
+				p.same()
+				for _, id := range []string{"n1", "n2", "n3", "n4", "n5"} {
+					require.True(t, p.has(p.a, id), id)
+				}
+			})
+		})
+	}
+}
+
+func TestPlannedSwitchLosesNothing(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.HA.SyncMode = replication.SyncAsync }, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		for i := range 50 {
+			p.write(p.a, fmt.Sprint("n", i))
+		}
+		start := time.Now()
+		require.NoError(t, p.b.repl.(replication.Promoter).Promote(t.Context(), false))
+		require.Less(t, time.Since(start), failover, "a planned switch waits for no timeout")
+		require.True(t, p.b.repl.IsLeader())
+		require.False(t, p.a.repl.IsLeader())
+		p.admitted(p.b)
+		p.same()
+		for i := range 50 {
+			require.True(t, p.has(p.b, fmt.Sprint("n", i)), i)
+		}
+		require.ErrorIs(t, p.b.repl.(replication.Promoter).Promote(t.Context(), false), nil)
+	})
+}
+
+// Under consistency an isolated primary stops before the standby takes over: at
+// no moment do both accept.
+func TestLeaseEndsBeforeTheOtherBegins(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.HA.PartitionPolicy = "consistency" }, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "n1")
+		p.net.isolate(p.a.addr, true)
+		stopped := time.Duration(0)
+		start := time.Now()
+		p.until("failover", func() bool {
+			require.False(t, p.a.repl.IsLeader() && p.b.repl.IsLeader())
+			if stopped == 0 && !p.a.repl.IsLeader() {
+				stopped = time.Since(start)
+			}
+			return p.b.repl.IsLeader()
+		})
+		require.Less(t, stopped, failover)
+		err := p.a.repl.Apply(putNode(t, "n2", 1), time.Second)
+		require.ErrorIs(t, err, standby.ErrNoLease)
+		require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+		p.write(p.b, "n3")
+		p.net.isolate(p.a.addr, false)
+		p.admitted(p.b)
+		p.same()
+		require.False(t, p.has(p.a, "n2"))
+	})
+}
+
+// Under availability both sides of a partition write; what the loser had is put
+// aside in a file, and it becomes the other's copy.
+func TestDivergedTailIsKept(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "n1")
+		p.net.isolate(p.a.addr, true)
+		p.until("failover", p.b.repl.IsLeader)
+		p.until("degraded", func() bool { return p.a.repl.Apply(putNode(t, "lost", 1), time.Second) == nil })
+		p.write(p.b, "kept", "kept2")
+		p.net.isolate(p.a.addr, false)
+		winner := p.a
+		p.until("one primary", func() bool {
+			if p.b.repl.IsLeader() {
+				winner = p.b
+			}
+			return p.a.repl.IsLeader() != p.b.repl.IsLeader()
+		})
+		p.admitted(winner)
+		p.same()
+		files, err := filepath.Glob(filepath.Join(p.other(winner).cfg.DataDir, "diverged", "*.jsonl"))
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		data, err := os.ReadFile(files[0])
+		require.NoError(t, err)
+		require.Contains(t, string(data), `"Position"`)
+		require.NotEqual(t, p.has(p.a, "lost"), p.has(p.a, "kept"), "one side's writes, not both")
+		require.Contains(t, fmt.Sprint(p.other(winner).repl.Health().Reasons), "diverged")
+	})
+}
+
+// Without its standby sync confirms nothing: the caller learns where the write
+// stands, and a retry is applied once.
+func TestUnconfirmedWriteAndRetry(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.HA.SyncMode, c.HA.MaxUnconfirmed = replication.SyncFull, 2 }, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.stop(p.b)
+		cmd, err := replication.NewNodeCommand(replication.CmdCreateNode, &replication.Node{ID: "n1", Labels: []string{"T"}})
+		require.NoError(t, err)
+		cmd.RequestID = "once"
+		err = p.a.repl.Apply(cmd, time.Second)
+		require.ErrorIs(t, err, standby.ErrUnconfirmed)
+		require.ErrorIs(t, err, replication.ErrUnknownOutcome)
+		var unconfirmed *standby.UnconfirmedError
+		require.ErrorAs(t, err, &unconfirmed)
+		require.Positive(t, unconfirmed.Position)
+		require.False(t, p.has(p.a, "n1"), "no reader sees what could still be lost")
+		require.ErrorIs(t, p.a.repl.Apply(cmd, time.Second), standby.ErrUnconfirmed)
+		require.ErrorIs(t, p.a.repl.Apply(cmd, time.Second), replication.ErrOverloaded)
+		p.start(p.b)
+		p.until("confirmed", func() bool { return p.has(p.a, "n1") })
+		require.NoError(t, p.a.repl.Apply(cmd, time.Minute), "the first outcome, not ErrExists")
+		p.same()
+	})
+}
+
+func TestSemiSyncDegradesAndRecovers(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		events, cancel := p.a.repl.(replication.Subscriber).Subscribe(100)
+		defer cancel()
+		p.stop(p.b)
+		require.ErrorIs(t, p.a.repl.Apply(putNode(t, "n1", 1), time.Second), standby.ErrUnconfirmed, "not before the failover timeout")
+		p.until("degraded", func() bool { return p.a.repl.Health().State == "degraded" })
+		p.write(p.a, "n2")
+		p.start(p.b)
+		p.admitted(p.a)
+		p.same()
+		require.Equal(t, "healthy", p.a.repl.Health().State)
+		var degraded, restored int
+		for len(events) > 0 {
+			switch (<-events).Type {
+			case replication.EventDegraded:
+				degraded++
+			case replication.EventRestored:
+				restored++
+			}
+		}
+		require.Equal(t, 1, degraded)
+		require.Equal(t, 1, restored)
+	})
+}
+
+// A primary that comes back before the timeout is primary again, in a new epoch;
+// one whose standby took over meanwhile becomes standby.
+func TestRestarts(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "n1")
+		term := p.a.repl.Health().Term
+		p.stop(p.a)
+		p.start(p.a)
+		p.admitted(p.a)
+		require.Greater(t, p.a.repl.Health().Term, term)
+		p.write(p.b, "n2")
+		p.stop(p.a)
+		p.until("failover", p.b.repl.IsLeader)
+		p.write(p.b, "n3")
+		p.start(p.a)
+		p.admitted(p.b)
+		p.same()
+		p.stop(p.a)
+		p.stop(p.b)
+		p.start(p.b, p.a)
+		p.admitted(p.b)
+		p.write(p.a, "n4")
+		p.same()
+		require.Zero(t, len(p.a.repl.Health().Reasons), describe(p.a))
+	})
+}
+
+// A history founded over data is copied by a snapshot; a node with data of its
+// own is refused.
+func TestFoundingOverDataAndForeignData(t *testing.T) {
+	fill := func(p *pair, n *node, id string) {
+		store, err := boltgraph.Open(filepath.Join(n.dir, "graph.db"), boltgraph.WithNoSync())
+		require.NoError(p.t, err)
+		defer store.Close()
+		alone, err := replication.New(&replication.Config{Mode: replication.ModeStandalone, BindAddr: "127.0.0.1:7688", MaxFrameSize: 64 << 20,
+			LogStore: "bolt", DataDir: n.dir, ReadConsistency: replication.ConsistencyOne}, store, nil, replication.WithLogger(quietLogger()))
+		require.NoError(p.t, err)
+		require.NoError(p.t, alone.Start(context.Background()))
+		for range 5 {
+			require.NoError(p.t, alone.Apply(putNode(p.t, id, 1), time.Minute))
+		}
+		require.NoError(p.t, alone.Shutdown())
+	}
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		fill(p, p.a, "old")
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "new")
+		p.same()
+		require.True(t, p.has(p.b, "old"))
+		require.GreaterOrEqual(t, p.b.repl.Health().AppliedIndex, uint64(6), "positions go on")
+	})
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		fill(p, p.b, "mine")
+		p.start(p.a, p.b)
+		p.until("refused", func() bool {
+			h := p.b.repl.Health()
+			return !h.Healthy && len(h.Reasons) > 0 && fmt.Sprint(h.Reasons) != "" && p.a.repl.IsLeader()
+		})
+		<-time.After(time.Minute)
+		require.Contains(t, fmt.Sprint(p.b.repl.Health().Reasons), "foreign history")
+		require.True(t, p.has(p.b, "mine"), "nothing is overwritten")
+	})
+}
+
+func TestSoloFoundsAndConfirmsAlone(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.HA.SyncMode = replication.SyncFull }, func(t *testing.T, p *pair) {
+		p.start(p.a)
+		<-time.After(time.Minute)
+		require.False(t, p.a.repl.IsLeader(), "the peer is silent: it waits")
+		require.NotEmpty(t, p.a.repl.Health().Reasons)
+		require.NoError(t, p.a.repl.(replication.Soloer).Solo(t.Context()))
+		p.write(p.a, "n1")
+		p.start(p.b)
+		p.admitted(p.a)
+		p.same()
+		p.stop(p.b)
+		require.ErrorIs(t, p.a.repl.Apply(putNode(t, "n2", 1), time.Second), standby.ErrUnconfirmed, "with a standby admitted solo is over")
+		require.NoError(t, p.a.repl.(replication.Soloer).Solo(t.Context()))
+		p.write(p.a, "n3")
+	})
+}
+
+func TestDifferentSettingsAreRefused(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, p *pair) {
+		p.b.cfg.HA.SyncMode = replication.SyncAsync
+		p.start(p.a, p.b)
+		<-time.After(time.Minute)
+		for _, n := range []*node{p.a, p.b} {
+			require.False(t, n.repl.IsLeader())
+			require.Contains(t, fmt.Sprint(n.repl.Health().Reasons), "settings")
+		}
+	})
+}

@@ -1,0 +1,319 @@
+package standby
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	metrics "github.com/hashicorp/go-metrics/compat"
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/transport"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// The two connections to the peer. What decides about failover does not wait
+// behind batches.
+const (
+	connData = iota
+	connBeat
+)
+
+// callTimeout bounds a question to the peer: shorter than the lease.
+func (n *Node) callTimeout() time.Duration {
+	return max(min(3*n.cfg.HA.Heartbeat, n.cfg.HA.FailoverTimeout/3), time.Millisecond)
+}
+
+// call sends a request to the peer. A connection on which no answer comes is
+// given up: the next call makes a new one.
+func (n *Node) call(ctx context.Context, which int, code replication.MessageType, req, resp any) error {
+	conn, err := n.connect(ctx, which)
+	if err != nil {
+		return replication.MarkNotSent(err)
+	}
+	caller, ok := conn.(replication.Caller)
+	if !ok {
+		return replication.MarkNotSent(fmt.Errorf("%w: the transport sends documented messages only", replication.ErrUnsupported))
+	}
+	err = caller.Call(ctx, code, req, resp)
+	if errors.Is(err, replication.ErrTimeout) && which == connBeat && ctx.Err() != nil {
+		n.drop(which, conn)
+	}
+	return err
+}
+
+func (n *Node) connect(ctx context.Context, which int) (replication.PeerConnection, error) {
+	n.mu.Lock()
+	conn, closed := n.conns[which], n.state == stateClosed
+	n.mu.Unlock()
+	if closed {
+		return nil, replication.ErrClosed
+	}
+	if conn != nil {
+		return conn, nil
+	}
+	dial := n.transport.Connect
+	if own, ok := n.transport.(interface {
+		ConnectOwn(context.Context, string) (replication.PeerConnection, error)
+	}); ok && which == connBeat {
+		dial = own.ConnectOwn
+	}
+	fresh, err := dial(ctx, n.cfg.HA.PeerAddr)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	if conn = n.conns[which]; conn == nil && n.state != stateClosed {
+		conn, n.conns[which] = fresh, fresh
+		fresh = nil
+	}
+	n.mu.Unlock()
+	if fresh != nil {
+		_ = fresh.Close() // another caller was faster, or the node closes
+	}
+	if conn == nil {
+		return nil, replication.ErrClosed
+	}
+	return conn, nil
+}
+
+func (n *Node) drop(which int, conn replication.PeerConnection) {
+	n.mu.Lock()
+	if n.conns[which] == conn {
+		n.conns[which] = nil
+	}
+	n.mu.Unlock()
+	_ = conn.Close()
+}
+
+// speakLoop speaks to the peer once every heartbeat interval, and when kicked: a
+// primary sends heartbeats, a node without a part asks how things stand.
+func (n *Node) speakLoop() {
+	interval := n.cfg.HA.Heartbeat
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		kicked := false
+		select {
+		case <-timer.C:
+		case <-n.kick:
+			kicked = true
+		case <-n.ctx.Done():
+			return
+		}
+		switch n.view().role {
+		case RolePrimary:
+			n.beat()
+		case RoleStandby, RoleFencing, RolePromoting, RoleRebuilding:
+		default:
+			n.ask()
+		}
+		timer.Reset(interval)
+		if kicked && !n.sleep(min(n.cfg.HA.WALBatchTimeout, interval)) { // no more often than that
+			return
+		}
+	}
+}
+
+// sleep waits; false: the node ends.
+func (n *Node) sleep(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-n.ctx.Done():
+		return false
+	}
+}
+
+// ask asks the peer for its state and takes in the answer.
+func (n *Node) ask() {
+	ctx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
+	defer cancel()
+	p, err := n.peerState(ctx, connBeat)
+	if err != nil {
+		n.rt.Logger.Debug("the peer was not asked", "error", err)
+		return
+	}
+	n.step(event{kind: evPeer, peer: *p})
+}
+
+func (n *Node) peerState(ctx context.Context, which int) (*Peer, error) {
+	p := new(Peer)
+	if err := n.call(ctx, which, replication.MsgState, &replication.StateRequest{}, p); err != nil {
+		return nil, err
+	}
+	return p, p.check()
+}
+
+// beat sends a heartbeat and takes in the answer; follows: the standby follows.
+func (n *Node) beat() (follows bool, err error) {
+	n.role.RLock()
+	m := &n.machine
+	if m.role != RolePrimary {
+		n.role.RUnlock()
+		return false, n.notLeader()
+	}
+	epoch := m.stored.Epoch
+	req := &heartbeatRequest{Peer: m.state(n.logView()), Commit: n.feed.Committed(), Admit: m.stored.PeerAdmitted}
+	n.role.RUnlock()
+	req.HeartbeatRequest = replication.HeartbeatRequest{NodeID: n.nodeID, Role: string(RolePrimary),
+		WALPosition: req.Peer.Last.Position, Timestamp: n.rt.Now().UnixNano()}
+	ctx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
+	defer cancel()
+	sent := n.now()
+	resp := new(heartbeatResponse)
+	if err := n.call(ctx, connBeat, replication.MsgHeartbeat, req, resp); err != nil {
+		n.rt.Logger.Debug("heartbeat was not answered", "error", err)
+		return false, err
+	}
+	if err := resp.Peer.check(); err != nil {
+		return false, err
+	}
+	n.step(event{kind: evHeartbeatAck, epoch: epoch, sent: sent, peer: resp.Peer, ack: resp.Peer.ack(), follows: resp.Follows})
+	n.signal(n.commits)
+	if resp.Follows {
+		n.ensureStream(epoch, resp.Peer.ack())
+	}
+	return resp.Follows, nil
+}
+
+// ensureStream streams to a standby that follows the epoch.
+func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {
+	n.role.Lock()
+	defer n.role.Unlock()
+	if n.machine.role != RolePrimary || n.machine.stored.Epoch != epoch {
+		return
+	}
+	if s := n.stream; s != nil && s.epoch == epoch {
+		select {
+		case <-s.done:
+		default:
+			return
+		}
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	s := &streaming{epoch: epoch, cancel: cancel, done: make(chan struct{})}
+	ha := &n.cfg.HA
+	opts := walstream.StreamerOptions{BatchEntries: ha.WALBatchSize, SendTimeout: ha.FailoverTimeout,
+		BatchBytes: min(1<<20, n.maxCommandBytes()), BackoffMin: ha.Heartbeat / 10, BackoffMax: ha.ReconnectInterval,
+		OnAck: func(a walstream.Ack) {
+			n.spawn(func() { n.step(event{kind: evStreamAck, epoch: epoch, ack: a}); n.signal(n.commits) })
+		},
+		OnFailure: func(err error) { n.rt.Logger.Debug("the stream begins anew", "error", err) }}
+	if ha.SyncMode == replication.SyncAsync {
+		opts.BatchTimeout = ha.WALBatchTimeout
+	}
+	streamer := walstream.NewStreamer(walstream.LogSource{Log: n.log, History: n.machine.stored.History}, sink{n, epoch}, opts)
+	n.stream = s
+	started := n.spawn(func() {
+		defer close(s.done)
+		defer cancel()
+		if err := streamer.Run(ctx); ctx.Err() == nil {
+			n.rt.Logger.Warn("the stream to the standby ended", "error", err)
+		}
+	})
+	if !started {
+		cancel()
+	}
+}
+
+// sink is the standby, as the stream of one epoch sees it.
+type sink struct {
+	n     *Node
+	epoch replication.Epoch
+}
+
+// Position implements walstream.Sink.
+func (s sink) Position(ctx context.Context) (walstream.Ack, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.n.callTimeout())
+	defer cancel()
+	p, err := s.n.peerState(ctx, connData)
+	if err != nil {
+		return walstream.Ack{}, err
+	}
+	if p.Role != RoleStandby || p.Epoch != s.epoch {
+		return walstream.Ack{}, fmt.Errorf("%w: it is %s in epoch %s", walstream.ErrStaleEpoch, p.Role, p.Epoch)
+	}
+	return p.ack(), nil
+}
+
+// Send implements walstream.Sink.
+func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, error) {
+	var resp replication.WALBatchResponse
+	ctx = transport.WithPrevEpoch(ctx, b.Prev.Epoch)
+	if err := s.n.call(ctx, connData, replication.MsgWALBatch, b.Entries, &resp); err != nil {
+		return walstream.Ack{}, err
+	}
+	metrics.IncrCounter([]string{"replication", "wal_entries_sent_total"}, float32(len(b.Entries)))
+	return walstream.Ack{Received: resp.ReceivedPosition, Persisted: resp.AckedPosition}, nil
+}
+
+// sendFence tells the peer to stop; one at a time. n.role is held.
+func (n *Node) sendFence() {
+	if !n.fencing.CompareAndSwap(false, true) {
+		return
+	}
+	epoch := n.machine.stored.Epoch
+	req := &fenceRequest{Peer: n.machine.state(n.logView())}
+	req.Reason, req.RequestID = "promotion", epoch.String()
+	started := n.spawn(func() {
+		defer n.fencing.Store(false)
+		ctx, cancel := context.WithTimeout(n.ctx, max(n.callTimeout(), time.Second))
+		defer cancel()
+		resp := new(fenceResponse)
+		err := n.call(ctx, connBeat, replication.MsgFence, req, resp)
+		if err == nil {
+			err = resp.Peer.check()
+		}
+		if err != nil {
+			n.rt.Logger.Debug("the peer was not fenced", "error", err)
+			return
+		}
+		n.step(event{kind: evFenceAck, epoch: epoch, peer: resp.Peer, fenced: resp.Fenced})
+	})
+	if !started {
+		n.fencing.Store(false)
+	}
+}
+
+// fetch gets what the fenced peer has more, up to a position, as far as it can,
+// and makes it durable.
+func (n *Node) fetch(epoch replication.Epoch, upTo uint64) {
+	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.HA.FailoverTimeout)
+	defer cancel()
+	err := n.fetchEntries(ctx, upTo)
+	if err != nil {
+		n.rt.Logger.Warn("what the other node has more could not be had", "have", n.log.Last().Position, "of", upTo, "error", err)
+	}
+	if err := n.log.Sync(ctx); err != nil {
+		n.rt.Logger.Error("what was fetched is not durable", "error", err)
+	}
+	if v := n.view(); v.stored.Epoch == epoch {
+		n.step(event{kind: evFetched})
+	}
+}
+
+func (n *Node) fetchEntries(ctx context.Context, upTo uint64) error {
+	for n.log.Last().Position < upTo {
+		from := n.log.Last()
+		var raw json.RawMessage
+		req := &replication.FetchRequest{From: from.Position + 1, Max: n.cfg.HA.WALBatchSize}
+		if err := n.call(ctx, connData, replication.MsgFetch, req, &raw); err != nil {
+			return err
+		}
+		entries, err := walstream.DecodeBatch(raw)
+		if err != nil {
+			return err
+		}
+		if err := n.receiver.Extend(n.view().stored.History, n.view().stored.Epoch, from, entries); err != nil {
+			return err
+		}
+		if n.log.Last().Position == from.Position {
+			return fmt.Errorf("%w: it has nothing after %d", walstream.ErrAhead, from.Position)
+		}
+	}
+	return nil
+}
