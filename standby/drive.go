@@ -22,7 +22,7 @@ type reply struct {
 
 func (n *Node) logView() logView {
 	durable := n.log.Durable().Position
-	v := logView{last: n.log.Last(), durable: durable, applied: min(n.applier.Position(), durable)}
+	v := logView{last: n.log.Last(), durable: durable, applied: n.applier.Position()}
 	v.from = n.log.First() - 1
 	if _, err := n.log.EpochAt(v.from); err != nil {
 		v.from++

@@ -44,6 +44,7 @@ type machine struct {
 	peer      Peer          // what the peer last said
 	peerKnown bool
 	waiting   string // why nothing happens, for people
+	refused   string // why the peer is not one to pair with
 	broken    bool   // the own log or Storage failed: nothing happens any more
 	// What the Storage holds beside a log that has no history yet.
 	hasData     bool
@@ -203,10 +204,12 @@ func (m *machine) state(log logView) Peer {
 func (s *stepper) meet() {
 	p := s.ev.peer
 	if p.NodeID == s.self || p.Settings != s.settings {
-		s.waiting = fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
+		s.refused = fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
 			p.NodeID, p.Settings, s.self, s.settings)
+		s.waiting = s.refused
 		return
 	}
+	s.refused = ""
 	s.peer, s.peerKnown, s.heard = p, true, s.now()
 	if !s.mayBeMet(p) {
 		s.waiting = "foreign history: the peer's data is of another history; discard one side"

@@ -120,7 +120,6 @@ func (n *Node) rebuild() {
 		n.rt.Logger.Warn("this node was not rebuilt", "error", err)
 	}
 	n.step(ev)
-	n.signal(n.kick)
 }
 
 func (n *Node) installSnapshot() (*snapshotHead, error) {

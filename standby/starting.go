@@ -26,6 +26,8 @@ func wait(reason string) decision { return decision{what: startWait, reason: rea
 func (s *stepper) decide() decision {
 	p := &s.peer
 	switch {
+	case s.refused != "":
+		return wait(s.refused)
 	case s.peerKnown && !s.mayBeMet(*p):
 		return wait(s.waiting)
 	case s.stored.History == "" || s.stored.Rebuilding:
