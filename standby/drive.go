@@ -104,9 +104,7 @@ func (n *Node) perform(a action, r *reply) error {
 		n.feed.Resume()
 		n.receiver.Follow(n.machine.stored.History, n.machine.stored.Epoch)
 	case doLead:
-		n.stop()
-		n.leadAt = n.log.Last().Position
-		n.feed.Resume()
+		n.lead()
 		n.signal(n.kick)
 		n.signal(n.commits)
 		if len(n.machine.stored.Epochs) > 1 {
@@ -144,17 +142,35 @@ func (n *Node) tell(a action) {
 	n.publish(e)
 }
 
+// lead takes office, or, where this node is primary already, begins a new epoch:
+// writes go on, the stream begins anew.
+func (n *Node) lead() {
+	if n.leading {
+		n.stopStream()
+		return
+	}
+	n.stop()
+	n.leading = true
+	n.leadAt = n.log.Last().Position
+	n.feed.Resume()
+}
+
 var errStopped = fmt.Errorf("%w: this node is no longer primary", replication.ErrUnknownOutcome)
 
 // stop ends writing, streaming and following. When it returns, nothing of the
 // role that ends is being done any more.
 func (n *Node) stop() {
+	n.leading = false
 	n.receiver.Stop()
+	n.stopStream()
+	n.feed.Pause(errStopped)
+}
+
+func (n *Node) stopStream() {
 	if s := n.stream; s != nil {
 		n.stream = nil
 		s.cancel()
 	}
-	n.feed.Pause(errStopped)
 }
 
 func (n *Node) signal(c chan struct{}) {

@@ -119,6 +119,9 @@ func (n *Node) judge(h *replication.HealthStatus, m *machine) {
 		}
 		h.Reasons = append(h.Reasons, "no standby is admitted: a failover would need an operator")
 	}
+	if n.plain.Load() && m.stored.Epoch.IsZero() {
+		h.Reasons = append(h.Reasons, "unfenced: the primary speaks without epochs, so nothing keeps two primaries apart")
+	}
 	if m.stored.Solo {
 		h.Reasons = append(h.Reasons, "solo: an operator said that the peer is down")
 	}

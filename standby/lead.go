@@ -191,6 +191,10 @@ func (s *stepper) promote() {
 	case s.role == RolePrimary:
 		s.do(action{kind: doReply, granted: true})
 		return
+	case s.ev.plain && s.stored.History == "" && s.ev.log.applied == s.ev.log.last.Position:
+		s.found()
+		s.do(action{kind: doReply, granted: true})
+		return
 	case s.stored.History == "" || s.stored.Rebuilding:
 		s.do(action{kind: doReply, detail: "it has no whole copy of the data"})
 		return

@@ -97,6 +97,7 @@ type event struct {
 	fresh  string // a new history, for founding
 
 	admit, follows, fenced, force bool
+	plain                         bool // an operator of a pair without epochs
 }
 
 type actionKind int

@@ -61,7 +61,6 @@ type modelNode struct {
 	commit   uint64
 	tail     []modelEntry // put aside
 	told     uint64       // where its peer stands, as far as it knows
-	leading  replication.Epoch
 	wasFirst bool
 }
 
@@ -93,13 +92,6 @@ type world struct {
 }
 
 var modelIDs = [2]string{"a", "b"}
-
-func index(id string) int {
-	if id == "b" {
-		return 1
-	}
-	return 0
-}
 
 func (w *world) clone() *world {
 	c := *w

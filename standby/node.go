@@ -45,12 +45,14 @@ type Node struct {
 	kick    chan struct{}                     // one token: speak to the peer now
 	commits chan struct{}                     // one token: what may be applied has to be looked at
 	fencing atomic.Bool                       // a Fence is under way
+	plain   atomic.Bool                       // batches without epoch were taken: the pair is unfenced
 
 	// role serializes steps: it is held while a step is performed, and shared by
 	// whoever appends, so that no write slips in behind a step that ends them. It
 	// is taken before mu.
 	role    sync.RWMutex
 	machine machine
+	leading bool
 	leadAt  uint64 // where the log ended when this node became primary
 	stream  *streaming
 

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/nornicdb/replication/standby"
@@ -95,10 +97,16 @@ func (p *pair) tryStart(n *node) (err error) {
 	n.tr, err = transport.New(transport.Options{NodeID: n.id, ClusterID: n.cfg.Raft.ClusterID, Secret: []byte(n.cfg.Secret),
 		Logger: quietLogger(), Listen: p.net.listen, Dial: p.net.dialer(n.addr)})
 	require.NoError(p.t, err)
+	_, err = n.tr.Bind(context.Background(), n.addr)
+	require.NoError(p.t, err)
 	n.served = make(chan struct{})
 	go func() { defer close(n.served); _ = n.tr.Listen(context.Background(), n.addr, nil) }()
 	began := time.Now()
-	mode := standby.Mode(standby.WithBootClock(func() time.Duration { return time.Since(began) + time.Hour }))
+	// What is synced is another test's matter.
+	store := standby.WithLogStore("bolt", func(dir string) (raft.LogStore, error) {
+		return raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), NoSync: true})
+	})
+	mode := standby.Mode(store, standby.WithBootClock(func() time.Duration { return time.Since(began) + time.Hour }))
 	n.repl, err = replication.New(n.cfg, n.store, replication.Modes{replication.ModeHAStandby: mode},
 		replication.WithLogger(quietLogger()), replication.WithTransport(n.tr))
 	require.NoError(p.t, err)
@@ -336,6 +344,7 @@ func TestSemiSyncDegradesAndRecovers(t *testing.T) {
 		defer cancel()
 		p.stop(p.b)
 		require.ErrorIs(t, p.a.repl.Apply(putNode(t, "n1", 1), time.Second), standby.ErrUnconfirmed, "not before the failover timeout")
+		p.write(p.a, "waits for it")
 		p.until("degraded", func() bool { return p.a.repl.Health().State == "degraded" })
 		p.write(p.a, "n2")
 		p.start(p.b)

@@ -29,9 +29,8 @@ func (n *Node) trusted(req *replication.Request) error {
 	if err := n.running(); err != nil {
 		return err
 	}
-	authenticated := n.cfg.Secret != "" || n.cfg.SecretFile != "" || n.cfg.TLS.Enabled && n.cfg.TLS.VerifyClient
 	switch {
-	case !req.Peer.Hello || authenticated && !req.Peer.Proven:
+	case !req.Peer.Hello || n.authenticated() && !req.Peer.Proven:
 		return fmt.Errorf("%w: message %d", replication.ErrUnauthenticated, req.Type)
 	case req.Peer.NodeID == n.nodeID:
 		return fmt.Errorf("%w: it has this node's ID %q", replication.ErrWrongPeer, n.nodeID)
@@ -40,6 +39,11 @@ func (n *Node) trusted(req *replication.Request) error {
 		return fmt.Errorf("%w: %q is not the peer %q", replication.ErrWrongPeer, req.Peer.NodeID, p)
 	}
 	return nil
+}
+
+// authenticated: peers have something to prove.
+func (n *Node) authenticated() bool {
+	return n.cfg.Secret != "" || n.cfg.SecretFile != "" || n.cfg.TLS.Enabled && n.cfg.TLS.VerifyClient
 }
 
 // checkSender: what a message says of its sender is what its connection says.
@@ -52,11 +56,8 @@ func checkSender(req *replication.Request, p *Peer) error {
 
 // handleBatch serves code 5.
 func (n *Node) handleBatch(ctx context.Context, req *replication.Request) (any, error) {
-	if req.Epoch.IsZero() { // the documented answer; it changes nothing
-		if err := n.running(); err != nil {
-			return nil, err
-		}
-		return n.batchResponse(n.receiver.Ack()), nil
+	if req.Epoch.IsZero() {
+		return n.plainBatch(ctx, req)
 	}
 	if err := n.trusted(req); err != nil {
 		return nil, err
@@ -82,10 +83,7 @@ func (n *Node) batchResponse(ack walstream.Ack) *replication.WALBatchResponse {
 // handleHeartbeat serves code 7.
 func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any, error) {
 	if req.Epoch.IsZero() {
-		if err := n.running(); err != nil {
-			return nil, err
-		}
-		return n.plainHeartbeat(), nil
+		return n.plainHeartbeat()
 	}
 	if err := n.trusted(req); err != nil {
 		return nil, err
@@ -105,10 +103,6 @@ func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any
 	resp.HeartbeatResponse = replication.HeartbeatResponse{NodeID: n.nodeID, Role: string(r.peer.Role), WALPosition: r.peer.Durable,
 		Lag: int64(h.Peer.Last.Position) - int64(r.peer.Last.Position)}
 	return resp, nil
-}
-
-func (n *Node) plainHeartbeat() *replication.HeartbeatResponse {
-	return &replication.HeartbeatResponse{NodeID: n.nodeID, Role: string(n.view().role), WALPosition: n.log.Durable().Position}
 }
 
 // handleFence serves code 9.
@@ -144,9 +138,8 @@ func (n *Node) handlePromote(ctx context.Context, req *replication.Request) (any
 	if err := json.Unmarshal(req.Payload, &r); err != nil {
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
-	authenticated := n.cfg.Secret != "" || n.cfg.SecretFile != "" || n.cfg.TLS.Enabled && n.cfg.TLS.VerifyClient
-	if !req.Peer.Hello || authenticated && !req.Peer.Proven {
-		return &replication.PromoteResponse{Error: "the pair has an epoch; a message without one promotes nobody"}, nil
+	if !req.Peer.Hello || n.authenticated() && !req.Peer.Proven {
+		return n.plainPromote(), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.HA.FailoverTimeout)
 	defer cancel()

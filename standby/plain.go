@@ -1,0 +1,81 @@
+package standby
+
+import (
+	"context"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// Peers that know the documented messages alone have no epochs (hot standby,
+// "Plain peers"). A node that was to be standby and has no history yet takes
+// their batches; once a node has an epoch they get the documented answer and
+// change nothing.
+
+// takesPlain: this node has never been part of a pair with epochs, and was not
+// configured as primary.
+func (n *Node) takesPlain() bool {
+	m := n.view()
+	return m.stored.History == "" && m.stored.Epoch.IsZero() && !m.wantsPrimary && !m.broken
+}
+
+// plainBatch serves code 5 without an epoch. What came is applied as soon as it
+// is durable: nobody says what is safe before.
+func (n *Node) plainBatch(ctx context.Context, req *replication.Request) (any, error) {
+	if err := n.running(); err != nil {
+		return nil, err
+	}
+	if !n.takesPlain() {
+		return n.batchResponse(n.receiver.Ack()), nil
+	}
+	entries, err := walstream.DecodeBatch(req.Payload)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.followPlain(); err != nil {
+		return nil, err
+	}
+	ack, err := n.receiver.Receive(ctx, walstream.Received{Entries: entries})
+	if err != nil {
+		return nil, err
+	}
+	n.feed.Commit(ack.Received)
+	return n.batchResponse(ack), nil
+}
+
+// followPlain makes the receiver take batches without epoch, unless a step has
+// made this node part of a pair meanwhile.
+func (n *Node) followPlain() error {
+	n.role.RLock()
+	defer n.role.RUnlock()
+	if n.machine.stored.History != "" || n.machine.role != RoleStarting {
+		return n.notLeader()
+	}
+	n.plain.Store(true)
+	n.receiver.Follow("", replication.Epoch{})
+	return nil
+}
+
+// plainHeartbeat serves code 7 without an epoch.
+func (n *Node) plainHeartbeat() (any, error) {
+	if err := n.running(); err != nil {
+		return nil, err
+	}
+	role := n.view().role
+	if n.takesPlain() {
+		role = RoleStandby
+	}
+	return &replication.HeartbeatResponse{NodeID: n.nodeID, Role: string(role), WALPosition: n.log.Durable().Position}, nil
+}
+
+// plainPromote serves code 11 from who cannot be believed an epoch: it promotes
+// the standby of a pair without any, which founds a history with what it has.
+func (n *Node) plainPromote() *replication.PromoteResponse {
+	if !n.takesPlain() || !n.plain.Load() {
+		return &replication.PromoteResponse{Error: "the pair has epochs; a message without one promotes nobody"}
+	}
+	if r := n.step(event{kind: evPromote, plain: true}); !r.granted {
+		return &replication.PromoteResponse{Error: r.detail}
+	}
+	return &replication.PromoteResponse{Ready: true}
+}
