@@ -93,6 +93,9 @@ func (n *Node) judge(h *replication.HealthStatus, m *machine) {
 	if err := n.log.Err(); err != nil {
 		bad("storage_failed", "%v", err)
 	}
+	if n.diskHung() {
+		bad("disk_hung", "a write to the log has not returned for %s", n.log.HungFor().Round(time.Millisecond))
+	}
 	switch m.role {
 	case RolePrimary:
 		if !m.leased(n.now()) {

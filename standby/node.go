@@ -50,7 +50,7 @@ type Node struct {
 	// role serializes steps: it is held while a step is performed, and shared by
 	// whoever appends, so that no write slips in behind a step that ends them. It
 	// is taken before mu.
-	role    sync.RWMutex
+	role    roleLock
 	machine machine
 	leading bool
 	leadAt  uint64 // where the log ended when this node became primary
@@ -95,7 +95,7 @@ var (
 )
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) *Node {
-	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), done: make(chan struct{}),
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, role: newRoleLock(), changed: make(chan struct{}), done: make(chan struct{}),
 		kick: make(chan struct{}, 1), commits: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
@@ -127,6 +127,7 @@ func (n *Node) Start(ctx context.Context) error {
 	n.spawn(n.tickLoop)
 	n.spawn(n.speakLoop)
 	n.spawn(n.commitLoop)
+	n.spawn(n.compactLoop)
 	n.spawn(n.runFeed)
 	n.publish(replication.Event{Type: replication.EventStarted, Position: n.applier.Position()})
 	return nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,6 +30,34 @@ type node struct {
 	tr       *transport.Transport
 	served   chan struct{}
 	repl     replication.Replicator
+	disk     *disk
+}
+
+// disk is a log store that can fail and hang.
+type disk struct {
+	*raftboltdb.BoltStore
+	mu   sync.Mutex
+	fail error
+	hang chan struct{}
+}
+
+func (d *disk) StoreLogs(logs []*raft.Log) error {
+	d.mu.Lock()
+	fail, hang := d.fail, d.hang
+	d.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	if fail != nil {
+		return fail
+	}
+	return d.BoltStore.StoreLogs(logs)
+}
+
+func (d *disk) set(fail error, hang chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail, d.hang = fail, hang
 }
 
 type pair struct {
@@ -104,7 +133,12 @@ func (p *pair) tryStart(n *node) (err error) {
 	began := time.Now()
 	// What is synced is another test's matter.
 	store := standby.WithLogStore("bolt", func(dir string) (raft.LogStore, error) {
-		return raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), NoSync: true})
+		s, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), NoSync: true})
+		if err != nil {
+			return nil, err
+		}
+		n.disk = &disk{BoltStore: s}
+		return n.disk, nil
 	})
 	mode := standby.Mode(store, standby.WithBootClock(func() time.Duration { return time.Since(began) + time.Hour }))
 	n.repl, err = replication.New(n.cfg, n.store, replication.Modes{replication.ModeHAStandby: mode},
@@ -460,4 +494,34 @@ func TestDifferentSettingsAreRefused(t *testing.T) {
 			require.Contains(t, fmt.Sprint(n.repl.Health().Reasons), "settings")
 		}
 	})
+}
+
+// A primary whose disk fails says so and ends its part; the standby takes over,
+// and nothing that was acknowledged is missing.
+func TestFailedAndHungDisk(t *testing.T) {
+	for _, hang := range []bool{false, true} {
+		inBubble(t, nil, func(t *testing.T, p *pair) {
+			p.start(p.a, p.b)
+			p.admitted(p.a)
+			p.write(p.a, "n1")
+			gate := make(chan struct{})
+			if hang {
+				p.a.disk.set(nil, gate)
+			} else {
+				p.a.disk.set(fmt.Errorf("no space left"), nil)
+			}
+			require.ErrorIs(t, p.a.repl.Apply(putNode(t, "n2", 1), time.Second), replication.ErrUnknownOutcome)
+			p.until("failover", p.b.repl.IsLeader)
+			require.False(t, p.a.repl.IsLeader())
+			require.False(t, p.a.repl.Health().Healthy)
+			p.write(p.b, "n3")
+			p.a.disk.set(nil, nil)
+			close(gate)
+			p.stop(p.a)
+			p.start(p.a)
+			p.admitted(p.b)
+			p.same()
+			require.True(t, p.has(p.a, "n1") && p.has(p.a, "n3"))
+		})
+	}
 }

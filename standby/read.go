@@ -105,7 +105,7 @@ func (n *Node) notLeader() error {
 
 // IsLeader implements replication.Replicator.
 func (n *Node) IsLeader() bool {
-	if n.running() != nil || n.applier.Failure() != nil {
+	if n.running() != nil || n.applier.Failure() != nil || n.diskHung() {
 		return false
 	}
 	m := n.view()

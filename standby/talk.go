@@ -150,6 +150,9 @@ func (n *Node) peerState(ctx context.Context, which int) (*Peer, error) {
 
 // beat sends a heartbeat and takes in the answer; follows: the standby follows.
 func (n *Node) beat() (follows bool, err error) {
+	if n.diskHung() {
+		return false, fmt.Errorf("%w: the disk hangs", replication.ErrNotReady)
+	}
 	n.role.RLock()
 	m := &n.machine
 	if m.role != RolePrimary {
@@ -179,6 +182,10 @@ func (n *Node) beat() (follows bool, err error) {
 	}
 	return resp.Follows, nil
 }
+
+// diskHung: a sync of the log lasts so long that this node is of no use as
+// primary. It sends no heartbeat then, so that the other can take over.
+func (n *Node) diskHung() bool { return n.log.HungFor() > n.cfg.HA.FailoverTimeout/3 }
 
 // ensureStream streams to a standby that follows the epoch.
 func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {

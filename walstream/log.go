@@ -69,9 +69,9 @@ type Log struct {
 	wake  chan struct{} // one token: something is pending, or the log ends
 	done  chan struct{} // closed when the writer has ended
 
-	// storeMu is held during every write of the store: the writer's syncs,
-	// Truncate, Compact, Reset. It is taken before mu.
-	storeMu sync.Mutex
+	// storeLock has its one token taken during every write of the store: the
+	// writer's syncs, Truncate, Compact, Reset. It is taken before mu.
+	storeLock chan struct{}
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -89,6 +89,7 @@ type Log struct {
 	closed  bool
 	changed chan struct{} // closed when last, durable or err change; nil: nobody waits
 	waiters []durableWaiter
+	syncing time.Time // when the StoreLogs under way began; zero: none is
 }
 
 // durableWaiter waits for the disk. It is woken once: with a channel that is
@@ -104,7 +105,7 @@ type durableWaiter struct {
 // Close.
 func OpenLog(store raft.LogStore, opts LogOptions) (*Log, error) {
 	opts.setDefaults()
-	l := &Log{store: store, opts: opts, wake: make(chan struct{}, 1), done: make(chan struct{}),
+	l := &Log{store: store, opts: opts, wake: make(chan struct{}, 1), done: make(chan struct{}), storeLock: make(chan struct{}, 1),
 		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base}
 	if err := l.load(); err != nil {
 		return nil, err
@@ -282,6 +283,9 @@ func (l *Log) writeLoop() {
 	}
 }
 
+func (l *Log) lockStore()   { l.storeLock <- struct{}{} }
+func (l *Log) unlockStore() { <-l.storeLock }
+
 // gather gives those whom a sync woke the chance to join the next one: as long
 // as entries keep coming it lets others run, without ever waiting for time to
 // pass.
@@ -304,8 +308,8 @@ func (l *Log) gather() {
 // sync stores what is pending now, as much as one call takes; false: nothing
 // was.
 func (l *Log) sync() bool {
-	l.storeMu.Lock()
-	defer l.storeMu.Unlock()
+	l.lockStore()
+	defer l.unlockStore()
 	l.mu.Lock()
 	batch, size := l.pending, 0
 	for i := range batch {
@@ -323,12 +327,21 @@ func (l *Log) sync() bool {
 	for i, s := range batch {
 		logs[i] = &raft.Log{Index: s.entry.Position, Term: s.entry.Epoch.Number, Type: raft.LogCommand, Data: s.data}
 	}
-	if err := l.store.StoreLogs(logs); err != nil {
+	l.setSyncing(time.Now())
+	err := l.store.StoreLogs(logs)
+	l.setSyncing(time.Time{})
+	if err != nil {
 		l.fail(err)
 		return false
 	}
 	l.synced(batch)
 	return true
+}
+
+func (l *Log) setSyncing(t time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.syncing = t
 }
 
 // synced takes a batch that is durable out of what is pending.

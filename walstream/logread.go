@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/nornicdb/replication"
 )
@@ -156,4 +157,14 @@ func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
+}
+
+// HungFor is for how long the sync under way has lasted; 0 where none is.
+func (l *Log) HungFor() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.syncing.IsZero() {
+		return 0
+	}
+	return time.Since(l.syncing)
 }

@@ -54,8 +54,8 @@ func (l *Log) Compact(r Retention) error {
 }
 
 func (l *Log) compactChunk(r Retention) (done bool, err error) {
-	l.storeMu.Lock()
-	defer l.storeMu.Unlock()
+	l.lockStore()
+	defer l.unlockStore()
 	l.mu.Lock()
 	if l.err != nil {
 		defer l.mu.Unlock()
@@ -93,8 +93,8 @@ func (l *Log) compactChunk(r Retention) (done bool, err error) {
 // highest position down, so that a crash between leaves a log without a hole,
 // which is cut again.
 func (l *Log) Truncate(after uint64) error {
-	l.storeMu.Lock()
-	defer l.storeMu.Unlock()
+	l.lockStore()
+	defer l.unlockStore()
 	l.mu.Lock()
 	first, last, base, pending, err := l.first, l.last.Position, l.base, len(l.pending), l.err
 	l.mu.Unlock()
@@ -118,7 +118,7 @@ func (l *Log) Truncate(after uint64) error {
 	return l.cut(mark, last)
 }
 
-// cut deletes the entries after mark, up to last. l.storeMu is held.
+// cut deletes the entries after mark, up to last. the store is locked.
 func (l *Log) cut(mark Mark, last uint64) error {
 	l.mu.Lock()
 	keep := mark.Position + 1 - l.first
@@ -147,8 +147,8 @@ func (l *Log) cut(mark Mark, last uint64) error {
 // was. The caller keeps base durably, and that the log is being replaced from
 // before the call until after (hot standby, "rebuilding").
 func (l *Log) Reset(base Mark) error {
-	l.storeMu.Lock()
-	defer l.storeMu.Unlock()
+	l.lockStore()
+	defer l.unlockStore()
 	l.mu.Lock()
 	first, last, pending, err := l.first, l.last.Position, len(l.pending), l.err
 	l.mu.Unlock()
