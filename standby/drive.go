@@ -240,6 +240,7 @@ func (n *Node) tickLoop() {
 		}
 		n.step(event{kind: evTick})
 		n.signal(n.commits)
+		n.report()
 	}
 }
 

@@ -279,7 +279,18 @@ func TestPlannedSwitchLosesNothing(t *testing.T) {
 		for i := range 50 {
 			require.True(t, p.has(p.b, fmt.Sprint("n", i)), i)
 		}
-		require.ErrorIs(t, p.b.repl.(replication.Promoter).Promote(t.Context(), false), nil)
+		require.NoError(t, p.b.repl.(replication.Promoter).Promote(t.Context(), false), "it is primary already")
+
+		// And back, by the primary's own word.
+		members := p.b.repl.(replication.Membership)
+		require.NoError(t, members.TransferLeadership(t.Context(), "a"))
+		require.True(t, p.a.repl.IsLeader())
+		p.admitted(p.a)
+		status, err := members.ClusterStatus(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, "a", status.Source)
+		require.Len(t, status.Members, 2)
+		require.ErrorIs(t, members.AddMember(t.Context(), "c", "x:1", true), replication.ErrUnsupported)
 	})
 }
 
