@@ -1,7 +1,6 @@
 package standby
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -454,102 +453,4 @@ func (w *world) install(i int, m message, limit int) {
 		n.storage, n.wal, n.durable, n.commit = m.entries, slices.Clone(m.entries), len(m.entries), uint64(len(m.entries))
 	}
 	w.event(i, event{kind: evRebuilt, fenced: m.flag, epoch: m.epoch, epochs: m.peer.Epochs}, nil, limit)
-}
-
-// key identifies a world up to the passage of time.
-func (w *world) key() []byte {
-	b := make([]byte, 0, 512)
-	num := func(v uint64) { b = binary.AppendUvarint(b, v) }
-	flag := func(v bool) {
-		if v {
-			b = append(b, 1)
-		} else {
-			b = append(b, 0)
-		}
-	}
-	ep := func(e replication.Epoch) { num(e.Number); b = append(b, e.Owner...); b = append(b, 0) }
-	list := func(l []EpochStart) {
-		num(uint64(len(l)))
-		for _, e := range l {
-			ep(e.Epoch)
-			num(e.Start)
-		}
-	}
-	entries := func(l []modelEntry) {
-		num(uint64(len(l)))
-		for _, e := range l {
-			ep(e.epoch)
-			num(uint64(e.id))
-		}
-	}
-	age := func(t time_) { num(uint64(min(w.now-t, failoverTicks+1))) }
-	stored := func(s *Stored) {
-		b = append(b, s.History...)
-		ep(s.Epoch)
-		list(s.Epochs)
-		flag(s.Promoting)
-		flag(s.Admitted)
-		flag(s.PeerAdmitted)
-		flag(s.Rebuilding)
-	}
-	peer := func(p *Peer) {
-		b = append(b, p.Role...)
-		ep(p.Epoch)
-		list(p.Epochs)
-		num(p.Last.Position)
-		ep(p.Last.Epoch)
-		flag(p.Rebuilding)
-	}
-	for i := range w.nodes {
-		n := &w.nodes[i]
-		flag(n.up)
-		stored(&n.stored)
-		entries(n.wal)
-		num(uint64(n.durable))
-		num(uint64(len(n.storage)))
-		num(n.commit)
-		entries(n.tail)
-		num(n.told)
-		if !n.up {
-			continue
-		}
-		stored(&n.m.stored)
-		b = append(b, n.m.role...)
-		age(ticks(n.m.started))
-		age(ticks(n.m.heard))
-		age(ticks(n.m.answered))
-		age(ticks(n.m.contact))
-		age(ticks(n.m.leaseFrom.boot))
-		flag(n.m.follows)
-		flag(n.m.peerKnown)
-		flag(n.m.alone)
-		flag(n.m.hasLease)
-		flag(n.m.unfenced)
-		num(n.m.barrier)
-		num(n.m.ack.Received)
-		num(n.m.ack.Persisted)
-		peer(&n.m.peer)
-	}
-	for i := range w.msgs {
-		m := &w.msgs[i]
-		num(uint64(m.kind))
-		num(uint64(m.from))
-		ep(m.epoch)
-		ep(m.prev)
-		num(m.at)
-		entries(m.entries)
-		peer(&m.peer)
-		num(m.ack.Received)
-		num(m.ack.Persisted)
-		age(m.sent)
-		num(m.commit)
-		flag(m.flag)
-		flag(m.life == w.nodes[1-m.from].life)
-		flag(m.life == w.nodes[m.from].life)
-	}
-	num(uint64(w.writes))
-	num(uint64(w.crashes))
-	num(uint64(w.leads))
-	entries(w.acked)
-	return b
 }
