@@ -31,6 +31,7 @@ type node struct {
 	served   chan struct{}
 	repl     replication.Replicator
 	disk     *disk
+	power    *powerStore // not nil: the log is in there
 }
 
 // disk is a log store that can fail and hang.
@@ -133,6 +134,9 @@ func (p *pair) tryStart(n *node) (err error) {
 	began := time.Now()
 	// What is synced is another test's matter.
 	store := standby.WithLogStore("bolt", func(dir string) (raft.LogStore, error) {
+		if n.power != nil {
+			return n.power, nil
+		}
 		s, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), NoSync: true})
 		if err != nil {
 			return nil, err
