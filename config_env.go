@@ -244,7 +244,7 @@ func loadEnv(environ []string) (*Config, error) {
 			problems = append(problems, problem(name, show(name, value), err.Error()+"; allowed: "+v.allowed))
 		}
 	}
-	problems = append(problems, c.problems(bad)...)
+	problems = append(problems, c.problems(bad, true)...)
 	if err := configError(problems); err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 // Validate checks the whole configuration and returns one error, wrapping
 // [ErrInvalidConfig], that names every mistake. It reads no file and asks no
 // network: what needs the disk is checked where it is opened.
-func (c *Config) Validate() error { return configError(c.problems(nil)) }
+func (c *Config) Validate() error { return configError(c.problems(nil, false)) }
 
 // Advertise is the address that peers are told.
 func (c *Config) Advertise() string {
@@ -44,14 +44,22 @@ func (k *checker) check(ok bool, name, format string, args ...any) {
 	k.list = append(k.list, problem(name, value, fmt.Sprintf(format, args...)))
 }
 
-func (c *Config) problems(skip map[string]bool) []string {
+// problems are the mistakes, those of skip aside. The numbers of modes that are
+// not in use are checked where all is set: in what comes from the environment.
+func (c *Config) problems(skip map[string]bool, all bool) []string {
 	k := &checker{c: c, skip: skip}
 	k.words()
 	k.general()
 	k.tls()
-	k.hotStandbyNumbers()
-	k.raftNumbers()
-	k.regionNumbers()
+	if all || c.Mode == ModeHAStandby {
+		k.hotStandbyNumbers()
+	}
+	if all || c.Mode == ModeRaft || c.Mode == ModeMultiRegion {
+		k.raftNumbers()
+	}
+	if all || c.Mode == ModeMultiRegion {
+		k.regionNumbers()
+	}
 	switch c.Mode {
 	case ModeHAStandby:
 		k.hotStandby()
@@ -126,8 +134,6 @@ func (k *checker) hotStandby() {
 	k.check(h.PeerAddr == "" || h.PeerAddr != k.c.Advertise(), "HA_PEER_ADDR", "is this node's own address")
 }
 
-// The numbers of a mode are checked in every mode: a mistake in them is one
-// whether or not they are in use yet.
 func (k *checker) hotStandbyNumbers() {
 	h := k.c.HA
 	k.check(h.Heartbeat > 0, "HA_HEARTBEAT_MS", "must be positive")

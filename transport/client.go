@@ -126,6 +126,12 @@ func (t *Transport) ConnectRegion(ctx context.Context, addr string) (replication
 	return t.connect(ctx, peerKey{addr, replication.StreamRegion})
 }
 
+func newPeer(t *Transport, key peerKey) *peer {
+	p := &peer{t: t, key: key}
+	p.ctx, p.cancel = context.WithCancel(t.ctx)
+	return p
+}
+
 func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerConnection, error) {
 	t.mu.Lock()
 	if t.closed {
@@ -134,8 +140,7 @@ func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerC
 	}
 	p := t.peers[key]
 	if p == nil {
-		p = &peer{t: t, key: key}
-		p.ctx, p.cancel = context.WithCancel(t.ctx)
+		p = newPeer(t, key)
 		t.peers[key] = p
 	}
 	p.mu.Lock()
@@ -153,7 +158,8 @@ func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerC
 // ConnectOwn is Connect over a connection of its own, which no other handle
 // shares: what is sent on it does not wait behind anything else.
 func (t *Transport) ConnectOwn(ctx context.Context, addr string) (replication.PeerConnection, error) {
-	p := &peer{t: t, addr: addr, refs: 1}
+	p := newPeer(t, peerKey{addr, replication.StreamRPC})
+	p.refs = 1
 	pc := &PeerConn{p: p, requester: requester{p.call}}
 	if _, err := p.get(ctx); err != nil {
 		_ = pc.Close()
