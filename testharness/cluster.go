@@ -206,8 +206,11 @@ func (c *Cluster) Start(ctx context.Context, m *Member) error {
 func (c *Cluster) open(ctx context.Context, m *Member) (*incarnation, error) {
 	h := c.Net.Host(m.ID)
 	logger := nodeLogger{c.Transcript, m.ID}
-	o := transport.Options{NodeID: m.ID, ClusterID: m.Config.Raft.ClusterID, Region: m.Config.Region.RegionID, Secret: []byte(c.cfg.Secret),
-		MaxFrameSize: m.Config.MaxFrameSize, Logger: logger, Listen: h.Listen, Dial: h.Dial}
+	o, err := transport.OptionsFromConfig(m.Config, logger)
+	if err != nil {
+		return nil, err
+	}
+	o.Secret, o.Listen, o.Dial = []byte(c.cfg.Secret), h.Listen, h.Dial
 	if c.cfg.Transport != nil {
 		c.cfg.Transport(m, &o)
 	}

@@ -107,6 +107,13 @@ func OptionsFromConfig(cfg *replication.Config, logger replication.Logger) (Opti
 		NodeID: cfg.NodeID, ClusterID: cfg.Raft.ClusterID, Region: cfg.Region.RegionID,
 		Secret: []byte(cfg.Secret), MaxFrameSize: cfg.MaxFrameSize, Logger: logger,
 	}
+	// Whoever sets long timeouts for a slow network means connecting too, which
+	// takes several round trips.
+	patience := max(5*time.Second, cfg.Raft.ElectionTimeout)
+	if cfg.Mode == replication.ModeHAStandby {
+		patience = max(5*time.Second, cfg.HA.FailoverTimeout)
+	}
+	o.DialTimeout, o.HandshakeTimeout = patience, patience
 	if cfg.SecretFile != "" {
 		data, err := os.ReadFile(cfg.SecretFile)
 		if err != nil {

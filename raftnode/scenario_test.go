@@ -1,0 +1,260 @@
+package raftnode_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nornicdb/replication"
+	th "github.com/nornicdb/replication/testharness"
+	"github.com/stretchr/testify/require"
+)
+
+// scenario runs a play on a Raft cluster in virtual time: its leader, and a
+// follower.
+func scenario(t *testing.T, change func(*th.ClusterConfig), play func(t *testing.T, c *th.Cluster, leader, follower *th.Member)) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := th.RaftConfig(1)
+		if change != nil {
+			change(&cfg)
+		}
+		c := th.NewCluster(t, cfg)
+		c.Net.SetDefaultFaults(th.Faults{Latency: time.Millisecond})
+		c.StartAll(t.Context())
+		leader := c.WaitLeader(time.Minute)
+		play(t, c, leader, others(c, leader)[0])
+	})
+}
+
+func apply(t *testing.T, m *th.Member, cmd *replication.Command) {
+	t.Helper()
+	require.NoError(t, m.Replicator().Apply(cmd, time.Minute))
+}
+
+// basic is what any node of a cluster does for its clients.
+func basic(t *testing.T, c *th.Cluster, m *th.Member) {
+	h := th.NewHistory("basic")
+	client := h.Client(target(m))
+	ctx := t.Context()
+	require.Equal(t, th.OutcomeDone, client.Do(ctx, putNode(t, "r", 0)).Outcome)
+	require.Equal(t, th.OutcomeDone, client.Set(ctx, "r", "v", "one").Outcome)
+	got := client.Get(ctx, replication.ConsistencyQuorum, "r", "v")
+	require.Equal(t, `"one"`, got.Value, "it reads its own write")
+
+	create, err := replication.NewNodeCommand(replication.CmdCreateNode, &replication.Node{ID: "once"})
+	require.NoError(t, err)
+	apply(t, m, create)
+	require.ErrorIs(t, m.Replicator().Apply(create, time.Minute), replication.ErrExists, "a verdict is an answer")
+	require.ErrorIs(t, m.Replicator().Apply(&replication.Command{Type: 31}, time.Minute), replication.ErrInvalidCommand)
+	require.ErrorIs(t, m.Replicator().Apply(create, 0), replication.ErrInvalidTimeout)
+	edge, err := replication.NewEdgeCommand(replication.CmdCreateEdge, &replication.Edge{StartNode: "r", EndNode: "nowhere", Type: "T"})
+	require.NoError(t, err)
+	_, err = m.Replicator().(replication.BatchApplier).ApplyBatch(ctx, []*replication.Command{putNode(t, "half", 1), edge})
+	require.ErrorIs(t, err, replication.ErrMissingEnd)
+	_, err = m.Store().Node("half")
+	require.ErrorIs(t, err, replication.ErrNotFound, "all or none")
+	health := m.Health()
+	require.True(t, health.Healthy && health.Ready, health.Reasons)
+	require.NotEmpty(t, m.Replicator().LeaderID())
+	require.NoError(t, th.CheckLinearizable(h.Operations(), t.TempDir()))
+}
+
+func TestScenario_Raft_Leader_Basic(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, _ *th.Member) {
+		basic(t, c, leader)
+		require.Equal(t, "leader", leader.Health().Role)
+	})
+}
+
+func TestScenario_Raft_Follower_Basic(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		basic(t, c, follower)
+		require.Equal(t, "follower", follower.Health().Role)
+		require.Equal(t, leader.ID, follower.Replicator().LeaderID())
+	})
+}
+
+func TestScenario_Raft_Leader_Replication(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		for i := range 50 {
+			apply(t, leader, putNode(t, fmt.Sprint("n", i), i))
+		}
+		stats, _ := c.WaitSame(time.Minute)
+		require.Equal(t, 50, stats.Nodes)
+		for _, p := range leader.Health().Peers {
+			require.True(t, p.Healthy, p.ID)
+			require.LessOrEqual(t, p.Lag, int64(1), "the leader knows how far its followers are")
+		}
+	})
+}
+
+// TestScenario_Raft_Follower_Replication: one that was away catches up, by the
+// log while the others still have it, by a snapshot afterwards.
+func TestScenario_Raft_Follower_Replication(t *testing.T) {
+	compact := func(cfg *th.ClusterConfig) { *cfg = lagBySnapshot(*cfg) }
+	for name, change := range map[string]func(*th.ClusterConfig){"log": nil, "snapshot": compact} {
+		t.Run(name, func(t *testing.T) {
+			scenario(t, change, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+				c.Crash(follower)
+				for i := range 60 {
+					apply(t, leader, putNode(t, fmt.Sprint("n", i), i))
+				}
+				<-time.After(5 * time.Second) // virtual: time for snapshots
+				require.NoError(t, c.Start(t.Context(), follower))
+				stats, _ := c.WaitSame(time.Minute)
+				require.Equal(t, 60, stats.Nodes)
+				installed := "event snapshot_installed position=6"
+				if change == nil {
+					require.NotContains(t, c.Transcript.String(), installed)
+				} else {
+					require.Contains(t, c.Transcript.String(), installed)
+				}
+			})
+		})
+	}
+}
+
+func TestScenario_Raft_Leader_Failure(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		apply(t, leader, putNode(t, "before", 1))
+		start := time.Now()
+		c.Crash(leader)
+		next := c.WaitLeader(time.Minute, leader)
+		apply(t, next, putNode(t, "after", 1))
+		require.Less(t, time.Since(start), 5*leader.Config.Raft.ElectionTimeout, "writes go on")
+		require.NoError(t, c.Start(t.Context(), leader))
+		c.WaitRole(time.Minute, leader, "follower")
+		stats, _ := c.WaitSame(time.Minute)
+		require.Equal(t, 2, stats.Nodes)
+	})
+}
+
+// TestScenario_Raft_Leader_FailureAlone: without a quorum nothing is
+// acknowledged, nothing is read that may be old, and health says so.
+func TestScenario_Raft_Leader_FailureAlone(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, _ *th.Member) {
+		for _, o := range others(c, leader) {
+			c.Crash(o)
+		}
+		err := leader.Replicator().Apply(putNode(t, "x", 1), 10*time.Second)
+		require.ErrorIs(t, err, replication.ErrUnknownOutcome, "it is in the log, and may yet be committed")
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err = leader.Reader().ReadBarrier(ctx, replication.ConsistencyQuorum)
+		require.Error(t, err)
+		_, err = leader.Reader().ReadBarrier(ctx, replication.ConsistencyOne)
+		require.NoError(t, err, "what it has it shows to who asks for no more")
+		require.False(t, leader.Health().Healthy)
+		for _, o := range others(c, leader) {
+			require.NoError(t, c.Start(t.Context(), o))
+		}
+		apply(t, leader, putNode(t, "y", 1))
+		c.WaitSame(time.Minute)
+	})
+}
+
+func TestScenario_Raft_Follower_Failure(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		c.Crash(follower)
+		apply(t, leader, putNode(t, "during", 1))
+		require.True(t, leader.Replicator().IsLeader(), "a follower's end is no election")
+		c.Eventually(time.Minute, "the leader's health names the peer", func() bool {
+			for _, p := range leader.Health().Peers {
+				if p.ID == follower.ID {
+					return !p.Healthy
+				}
+			}
+			return false
+		})
+		require.True(t, leader.Health().Healthy, "the cluster serves")
+		require.NoError(t, c.Start(t.Context(), follower))
+		apply(t, follower, putNode(t, "after", 1))
+		stats, _ := c.WaitSame(time.Minute)
+		require.Equal(t, 2, stats.Nodes)
+	})
+}
+
+// patientConfig has timeouts that fit a latency of 2 s each way.
+func patientConfig(cfg *th.ClusterConfig) {
+	cfg.Configure = func(m *th.Member, c *replication.Config) {
+		th.ConfigureRaft(m, c)
+		c.Raft.ElectionTimeout, c.Raft.HeartbeatTimeout, c.Raft.LeaderLeaseTimeout = 30*time.Second, 3*time.Second, 30*time.Second
+	}
+}
+
+// slow is a scenario at 2 s latency: no false election, and every write and read
+// takes the round trips that it must.
+func slow(t *testing.T, pick func(leader, follower *th.Member) *th.Member) {
+	scenario(t, patientConfig, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		term := leader.Health().Term
+		c.Net.SetDefaultFaults(th.Faults{Latency: 2 * time.Second, Jitter: 500 * time.Millisecond})
+		m := pick(leader, follower)
+		h := th.NewHistory("slow")
+		require.Equal(t, th.OutcomeDone, h.Client(target(m)).Do(t.Context(), putNode(t, "r", 0)).Outcome)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				client := h.Client(target(m))
+				for i := range 5 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					if op := client.Set(ctx, "r", "v", i); op.Outcome != th.OutcomeDone {
+						t.Errorf("%s", op)
+					}
+					if op := client.Get(ctx, replication.ConsistencyQuorum, "r", "v"); op.Outcome != th.OutcomeDone {
+						t.Errorf("%s", op)
+					}
+					cancel()
+				}
+			})
+		}
+		wg.Wait()
+		<-time.After(10 * time.Minute) // virtual: ten minutes of heartbeats at that latency
+		require.True(t, leader.Replicator().IsLeader())
+		require.Equal(t, term, leader.Health().Term, "no election took place")
+		require.NoError(t, th.CheckLinearizable(h.Operations(), t.TempDir()))
+		c.Net.SetDefaultFaults(th.Faults{})
+		c.WaitSame(time.Minute)
+	})
+}
+
+func TestScenario_Raft_Leader_Latency(t *testing.T) {
+	slow(t, func(leader, _ *th.Member) *th.Member { return leader })
+}
+
+func TestScenario_Raft_Follower_Latency(t *testing.T) {
+	slow(t, func(_, follower *th.Member) *th.Member { return follower })
+}
+
+// TestScenario_StandaloneToRaft_Basic: what a node wrote alone is there when it
+// founds a cluster, on every node, and request IDs are remembered over it.
+func TestScenario_StandaloneToRaft_Basic(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := th.NewCluster(t, th.RaftConfig(1))
+		alone, err := replication.New(replication.DefaultConfig(), c.Members[0].Store(), nil, replication.WithLogger(quietLogger()))
+		require.NoError(t, err)
+		require.NoError(t, alone.Start(t.Context()))
+		for i := range 30 {
+			require.NoError(t, alone.Apply(putNode(t, fmt.Sprint("alone-", i), i), time.Minute))
+		}
+		create, err := replication.NewNodeCommand(replication.CmdCreateNode, &replication.Node{ID: "once"})
+		require.NoError(t, err)
+		create.RequestID = "once"
+		require.NoError(t, alone.Apply(create, time.Minute))
+		require.NoError(t, alone.Shutdown())
+		c.StartAll(t.Context())
+		for _, m := range c.Members {
+			err := m.Replicator().Apply(create, time.Minute)
+			require.NoError(t, errors.Join(err), "the retry of a write from before")
+		}
+		apply(t, c.Members[2], putNode(t, "together", 1))
+		stats, _ := c.WaitSame(time.Minute)
+		require.Equal(t, 32, stats.Nodes)
+		require.Greater(t, stats.Position, uint64(31))
+	})
+}
