@@ -111,6 +111,7 @@ func (t *Transport) begin(c net.Conn, r *bufio.Reader, mine, theirs *replication
 		}
 	}
 	rc := newRecordConn(c, r, inKey, outKey, func() { t.rejectFrame("record", c.RemoteAddr(), errRecord) })
+	rc.trusting = t.opts.skipsChecksums
 	s.conn, s.r = rc, bufio.NewReaderSize(rc, readBufferBytes)
 	return s
 }

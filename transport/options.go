@@ -46,6 +46,8 @@ type Options struct {
 	MaxUnproven      int           // of these without finished handshake, 128
 	MaxRequests      int           // being handled at once on one connection, 1024; more are refused
 	MaxPending       int           // sent and not answered on one connection, 512; more wait
+
+	skipsChecksums bool // a mutant: a test sees that its fault is found
 }
 
 func defaultTo[T comparable](field *T, value T) {
