@@ -29,6 +29,7 @@ type watchedStore struct {
 	entries [cachedEntries]*raft.Log // at index modulo the size
 	cut     bool                     // a tail was deleted, and nothing stored since
 	lost    error                    // why nothing was stored behind the cut
+	refused time.Time                // when entries were last not stored; zero: the latest were
 }
 
 var (
@@ -90,8 +91,21 @@ func (w *watchedStore) StoreLogs(logs []*raft.Log) error {
 	if err != nil && w.cut {
 		w.lost = err
 	}
+	w.refused = time.Time{}
+	if err != nil {
+		w.refused = w.now()
+	}
 	w.cut = w.cut && err != nil
 	return err
+}
+
+// refusing says that the store did not take the latest entries, not longer ago
+// than within. hashicorp/raft would stand for election all the same, win by its
+// complete log, fail at the first entry, and begin again.
+func (w *watchedStore) refusing(within time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.refused.IsZero() && w.now().Sub(w.refused) < within
 }
 
 // broken says that hashicorp/raft believes in entries that are gone: it deleted

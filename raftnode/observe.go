@@ -13,6 +13,9 @@ import (
 // errHung: this node's disk hangs, so it must not seem alive.
 var errHung = errors.New("the log store hangs: Raft traffic is withheld")
 
+// errRefusing: this node could not store what it would have to as a leader.
+var errRefusing = errors.New("the log store took nothing lately: no vote is asked for")
+
 // observedTransport is the Raft transport of a node, with four additions. It
 // notes how far each follower's log reaches. It numbers rounds, so that a
 // reader knows of an AppendEntries that was *sent after* it asked and answered
@@ -21,12 +24,13 @@ var errHung = errors.New("the log store hangs: Raft traffic is withheld")
 // corrects what comes in, see incoming.
 type observedTransport struct {
 	raft.Transport
-	preVote raft.WithPreVote
-	rpcs    *incoming
-	closing sync.Once
-	wg      sync.WaitGroup
-	hung    atomic.Bool
-	round   atomic.Uint64 // the latest round asked for
+	preVote  raft.WithPreVote
+	rpcs     *incoming
+	closing  sync.Once
+	wg       sync.WaitGroup
+	hung     atomic.Bool
+	refusing func() bool   // the log store takes nothing
+	round    atomic.Uint64 // the latest round asked for
 
 	// mu guards the fields below.
 	mu        sync.Mutex
@@ -48,12 +52,12 @@ var (
 	_ raft.WithClose   = (*observedTransport)(nil)
 )
 
-func newObservedTransport(t raft.Transport, firstIndex func() (uint64, error)) (*observedTransport, error) {
+func newObservedTransport(t raft.Transport, firstIndex func() (uint64, error), refusing func() bool) (*observedTransport, error) {
 	preVote, ok := t.(raft.WithPreVote)
 	if !ok {
 		return nil, errors.New("the Raft transport has no pre-vote")
 	}
-	o := &observedTransport{Transport: t, preVote: preVote, followers: make(map[raft.ServerID]*followerState),
+	o := &observedTransport{Transport: t, preVote: preVote, refusing: refusing, followers: make(map[raft.ServerID]*followerState),
 		answered: make(chan struct{}),
 		rpcs:     &incoming{first: firstIndex, in: t.Consumer(), out: make(chan raft.RPC), done: make(chan struct{})}}
 	o.wg.Go(o.rpcs.run)
@@ -62,6 +66,14 @@ func newObservedTransport(t raft.Transport, firstIndex func() (uint64, error)) (
 
 // Consumer implements raft.Transport.
 func (o *observedTransport) Consumer() <-chan raft.RPC { return o.rpcs.out }
+
+// guardVote keeps a node whose log store takes nothing from being elected.
+func (o *observedTransport) guardVote() error {
+	if o.refusing() {
+		return errRefusing
+	}
+	return o.guard()
+}
 
 func (o *observedTransport) guard() error {
 	if o.hung.Load() {
@@ -149,7 +161,7 @@ func (o *observedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.
 
 // RequestVote implements raft.Transport.
 func (o *observedTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
-	if err := o.guard(); err != nil {
+	if err := o.guardVote(); err != nil {
 		return err
 	}
 	return o.Transport.RequestVote(id, target, args, resp)
@@ -157,7 +169,7 @@ func (o *observedTransport) RequestVote(id raft.ServerID, target raft.ServerAddr
 
 // RequestPreVote implements raft.WithPreVote.
 func (o *observedTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
-	if err := o.guard(); err != nil {
+	if err := o.guardVote(); err != nil {
 		return err
 	}
 	return o.preVote.RequestPreVote(id, target, args, resp)

@@ -158,6 +158,26 @@ func TestScenario_Raft_Leader_FailureAlone(t *testing.T) {
 	})
 }
 
+// TestScenario_Raft_Leader_FailureOfItsDisk: a leader that can store nothing
+// leaves the others to elect one that can, and stands back for a while.
+func TestScenario_Raft_Leader_FailureOfItsDisk(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		apply(t, leader, putNode(t, "before", 1))
+		leader.Disk().SetFaults(th.DiskFaults{Full: true})
+		start := time.Now()
+		apply(t, follower, putNode(t, "during", 1))
+		require.Less(t, time.Since(start), 10*leader.Config.Raft.ElectionTimeout)
+		next := c.WaitLeader(time.Minute, leader)
+		term := next.Health().Term
+		<-time.After(30 * time.Second) // virtual
+		require.Equal(t, term, next.Health().Term, "nobody disturbs the new leader")
+		leader.Disk().SetFaults(th.DiskFaults{})
+		require.NoError(t, c.Stop(leader)) // its storage failed with the disk
+		require.NoError(t, c.Start(t.Context(), leader))
+		c.WaitSame(time.Minute)
+	})
+}
+
 func TestScenario_Raft_Follower_Failure(t *testing.T) {
 	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
 		c.Crash(follower)

@@ -157,7 +157,7 @@ func (n *Node) openTransport(ctx context.Context) error {
 			Timeout: max(n.cfg.Raft.ElectionTimeout, time.Second), Logger: hclogAdapter(n.rt.Logger)})
 	}
 	var err error
-	n.rtrans, err = newObservedTransport(inner, n.logs.FirstIndex)
+	n.rtrans, err = newObservedTransport(inner, n.logs.FirstIndex, func() bool { return n.logs.refusing(10 * n.cfg.Raft.ElectionTimeout) })
 	n.handle()
 	return err
 }

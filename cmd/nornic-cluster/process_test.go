@@ -49,11 +49,20 @@ type process struct {
 	url  string
 	log  *os.File
 	cmd  *exec.Cmd
+
+	// Of an isolated process, see isolatedProcesses.
+	namespace, hostLink, address string
+	data                         string
+	small                        bool // its data directory is a small disk
 }
 
 func (p *process) start() {
 	p.t.Helper()
 	p.cmd = binary(p.env, p.args...)
+	if p.namespace != "" { // ip becomes the process, which keeps its ID
+		p.cmd = exec.Command("ip", append([]string{"netns", "exec", p.namespace, os.Args[0]}, p.args...)...)
+		p.cmd.Env = append(append(os.Environ(), asBinary+"=1"), p.env...)
+	}
 	p.cmd.Stderr = p.log
 	require.NoError(p.t, p.cmd.Start())
 }
