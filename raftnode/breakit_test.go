@@ -392,3 +392,28 @@ func TestVoterThatAnswersIsNotTakenForWiped(t *testing.T) {
 		break
 	}
 }
+
+// TestTwoPeersOfOneIDFoundNothing: hashicorp/raft would count the vote of such a
+// node twice, its own, and one of them would be a majority of three.
+func TestTwoPeersOfOneIDFoundNothing(t *testing.T) {
+	c := newCluster(t, 3, func(i int, cfg *replication.Config) {
+		if i > 0 {
+			cfg.NodeID = "twin" // a host name, say
+		}
+		for j := range cfg.Raft.Peers {
+			cfg.Raft.Peers[j].ID = ""
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	errs := make(chan error, 3)
+	for _, m := range c.members {
+		store, err := boltgraph.Open(filepath.Join(m.dir, "graph.db"), boltgraph.WithNoSync())
+		require.NoError(t, err)
+		m.store = store
+		go func() { errs <- startWith(ctx, m, store) }()
+	}
+	for range c.members {
+		require.Error(t, <-errs)
+	}
+}
