@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -163,7 +164,23 @@ func (n *Node) askPeers(ctx context.Context) []peerView {
 	for range asked {
 		<-done
 	}
+	refuseTwins(views)
 	return views
+}
+
+// refuseTwins makes errors of peers that have one ID between them: hashicorp/raft
+// would give such a node two votes.
+func refuseTwins(views []peerView) {
+	at := make(map[string]string, len(views))
+	for i, v := range views {
+		if v.err != nil {
+			continue
+		}
+		if other, taken := at[v.id]; taken {
+			views[i].err = fmt.Errorf("%w: it has the ID %s, like %s", replication.ErrWrongPeer, v.id, other)
+		}
+		at[v.id] = v.addr
+	}
 }
 
 func (n *Node) askPeer(ctx context.Context, p replication.RaftPeer) peerView {
@@ -202,6 +219,9 @@ func (n *Node) found(cfg *raft.Config, views []peerView) error {
 	for _, v := range views {
 		if v.id == "" {
 			return fmt.Errorf("%w: the ID of peer %s is not known", replication.ErrNotReady, v.addr)
+		}
+		if slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == raft.ServerID(v.id) }) { // a forced founding asks nobody
+			return fmt.Errorf("%w: two nodes have the ID %s", replication.ErrInvalidConfig, v.id)
 		}
 		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.id), Address: raft.ServerAddress(v.addr)})
 	}
