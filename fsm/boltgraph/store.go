@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -83,6 +84,11 @@ func Open(path string, opts ...Option) (*Store, error) {
 // openFile opens a bbolt file and makes sure that it is one of this package's.
 func openFile(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 	db, err = bbolt.Open(path, 0o600, options)
+	if errors.Is(err, syscall.ENOMEM) { // the process may not have that much address space
+		small := *options
+		small.InitialMmapSize = 0
+		db, err = bbolt.Open(path, 0o600, &small)
+	}
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("boltgraph: %s: %w", path, replication.ErrLocked)
 	}
