@@ -57,6 +57,10 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 // HTTPStatus is the status of an error. An unknown outcome is 504 like a
 // timeout; the code in the body tells them apart.
 func HTTPStatus(err error) int {
+	var notLeader *NotLeaderError
+	if errors.As(err, &notLeader) && notLeader.LeaderID == "" && !errors.Is(err, ErrUnknownOutcome) {
+		return http.StatusServiceUnavailable // nobody leads
+	}
 	for _, row := range []struct {
 		status int
 		errs   []error
