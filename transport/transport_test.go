@@ -29,7 +29,7 @@ const (
 
 func newTransport(t *testing.T, id string, change func(*Options)) *Transport {
 	t.Helper()
-	o := Options{NodeID: id, ClusterID: "c", Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), HandshakeTimeout: 300 * time.Millisecond}
+	o := Options{NodeID: id, ClusterID: "c", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	if change != nil {
 		change(&o)
 	}
@@ -169,7 +169,8 @@ func frameOf(payload string) []byte {
 }
 
 func TestHostileConnectionsAreRefusedCountedAndForgotten(t *testing.T) {
-	server, dialer := newTransport(t, "s", withSecret(secret)), newTransport(t, "d", withSecret(secret))
+	server := newTransport(t, "s", func(o *Options) { o.Secret, o.HandshakeTimeout = []byte(secret), 300*time.Millisecond })
+	dialer := newTransport(t, "d", withSecret(secret))
 	server.Handle(replication.MsgFetch, echo)
 	addr := serve(t, server, "127.0.0.1:0")
 	hello, err := json.Marshal(dialer.hello(replication.StreamRPC))
@@ -210,9 +211,16 @@ func TestHostileConnectionsAreRefusedCountedAndForgotten(t *testing.T) {
 			require.Eventually(t, func() bool { return server.Stats().HandshakesRejected[tc.reason] == before+1 }, patience, time.Millisecond)
 		})
 	}
-	var out map[string]any
-	require.NoError(t, connect(t, dialer, addr).Call(t.Context(), replication.MsgFetch, map[string]any{"a": "b"}, &out))
-	require.Equal(t, "b", out["a"], "the node goes on serving")
+	// The node goes on serving; a busy machine may take more than one handshake.
+	require.Eventually(t, func() bool {
+		c, err := dialer.Connect(t.Context(), addr)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		var out map[string]any
+		return c.(*PeerConn).Call(t.Context(), replication.MsgFetch, map[string]any{"a": "b"}, &out) == nil && out["a"] == "b"
+	}, patience, time.Millisecond)
 	require.Zero(t, server.Stats().Unproven)
 }
 
