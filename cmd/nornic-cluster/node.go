@@ -16,6 +16,7 @@ import (
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/nornicdb/replication/raftnode"
+	"github.com/nornicdb/replication/standby"
 )
 
 const stopTimeout = 10 * time.Second
@@ -41,7 +42,9 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	if err != nil {
 		return nil, err
 	}
-	repl, err := replication.New(cfg, store, replication.Modes{replication.ModeRaft: raftnode.Mode(opts...)}, replication.WithLogger(logger))
+	repl, err := replication.New(cfg, store, replication.Modes{
+		replication.ModeRaft: raftnode.Mode(opts...), replication.ModeHAStandby: standby.New,
+	}, replication.WithLogger(logger))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
