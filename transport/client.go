@@ -72,10 +72,11 @@ type peer struct {
 	key    peerKey
 	ctx    context.Context // ends with the last handle
 	cancel context.CancelFunc
+	refs   int // guarded by t.mu
 
-	// mu guards the fields below.
+	// mu guards the fields below. t.mu is taken under it, never the other way
+	// round.
 	mu       sync.Mutex
-	refs     int
 	conn     *conn // nil: none, or it has ended
 	opened   time.Time
 	dialing  *attempt  // nil: none under way
@@ -143,9 +144,7 @@ func (t *Transport) connect(ctx context.Context, key peerKey) (replication.PeerC
 		p = newPeer(t, key)
 		t.peers[key] = p
 	}
-	p.mu.Lock()
 	p.refs++
-	p.mu.Unlock()
 	t.mu.Unlock()
 	pc := &PeerConn{p: p, requester: requester{p.call}}
 	if _, err := p.get(ctx); err != nil {
@@ -203,13 +202,11 @@ func (pc *PeerConn) MaxCommandBytes() int {
 
 func (p *peer) release() {
 	p.t.mu.Lock()
-	p.mu.Lock()
 	p.refs--
 	last := p.refs == 0
 	if last && p.t.peers[p.key] == p {
 		delete(p.t.peers, p.key)
 	}
-	p.mu.Unlock()
 	p.t.mu.Unlock()
 	if last {
 		p.shut()
