@@ -192,11 +192,15 @@ func startPair(t *testing.T, mode replication.SyncMode, policy string) *twoProce
 		one.start()
 		p.list = append(p.list, one)
 		t.Cleanup(func() {
-			one.kill9()
-			if t.Failed() {
+			if t.Failed() { // where it stands
+				_ = one.cmd.Process.Signal(syscall.SIGCONT)
+				_ = one.cmd.Process.Signal(syscall.SIGQUIT)
+				_ = one.cmd.Wait()
 				text, _ := os.ReadFile(log.Name())
-				t.Logf("%s:\n%s", one.url, text[max(0, len(text)-4000):])
+				t.Logf("%s:\n%s", one.url, text[:min(40000, len(text))])
+				return
 			}
+			one.kill9()
 			_ = log.Close()
 		})
 	}

@@ -2,10 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -261,14 +261,15 @@ func TestHotStandbyPartitionUnderConsistency(t *testing.T) {
 				return leads
 			})
 			require.NotZero(t, refused, "it said so before")
-			resp, err := http.Post(old.url+"/graph/batch", "", strings.NewReader(`{"type":"node","id":"refused"}`))
-			require.NoError(t, err)
-			require.NoError(t, resp.Body.Close())
-			require.NotEqual(t, http.StatusOK, resp.StatusCode)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*testFailover)
+			_, err := new(client).try(ctx, old.url+"/graph/batch", "", []byte(`{"type":"node","id":"refused"}`))
+			cancel()
+			require.Error(t, err, "it waits for a lease that it does not get")
 			t.Logf("the old primary refused writes after %v, the standby took over after %v", refused, took)
 			p.heal()
 			l.more(50)
 			p.check(l, mode == replication.SyncFull)
+			require.Empty(t, graph(t, next)["refused"])
 		})
 	}
 }
