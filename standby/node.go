@@ -154,6 +154,9 @@ func (n *Node) openLocal() error {
 	if err != nil {
 		return err
 	}
+	if err := n.loadTails(); err != nil {
+		return err
+	}
 	if n.store, err = n.opts.logStores[n.cfg.LogStore](n.cfg.DataDir); err != nil {
 		return fmt.Errorf("log store %s: %w", n.cfg.LogStore, err)
 	}
@@ -374,3 +377,16 @@ func (n *Node) Shutdown() error {
 
 // tailDir is where diverged tails are kept.
 func (n *Node) tailDir() string { return filepath.Join(n.cfg.DataDir, "diverged") }
+
+// loadTails looks for what earlier incarnations put aside: health names it until
+// somebody has taken it away.
+func (n *Node) loadTails() error {
+	tails, tailed, err := savedTails(n.tailDir())
+	if err != nil {
+		return fmt.Errorf("diverged entries: %w", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tails, n.tailed = tails, tailed
+	return nil
+}

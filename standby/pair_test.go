@@ -143,7 +143,13 @@ func TestDivergedTailIsKept(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, string(data), `"Position"`)
 		require.NotEqual(t, p.has(p.a, "lost"), p.has(p.a, "kept"), "one side's writes, not both")
-		require.Contains(t, fmt.Sprint(p.other(winner).repl.Health().Reasons), "diverged")
+		loser := p.other(winner)
+		reasons := fmt.Sprint(loser.repl.Health().Reasons)
+		require.Contains(t, reasons, "diverged entries were put aside")
+		p.stop(loser)
+		p.start(loser)
+		p.until("standby again", func() bool { return loser.repl.Health().Role == "standby" })
+		require.Equal(t, reasons, fmt.Sprint(loser.repl.Health().Reasons), "until somebody has taken the file away")
 	})
 }
 

@@ -1,9 +1,11 @@
 package standby
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -146,6 +148,33 @@ func saveTail(dir string, epoch replication.Epoch, log *walstream.Log, after uin
 		err = errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
 	}
 	return f.Name(), count, err
+}
+
+// savedTails are the files in dir and the entries in them; of one that a crash
+// cut short those that are whole.
+func savedTails(dir string) (paths []string, entries int, err error) {
+	if paths, err = filepath.Glob(filepath.Join(dir, "*.jsonl")); err != nil {
+		return nil, 0, err
+	}
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, 0, err
+		}
+		_, err = io.Copy((*lineCount)(&entries), f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, 0, err
+		}
+	}
+	return paths, entries, nil
+}
+
+// lineCount counts the lines written to it.
+type lineCount int
+
+func (c *lineCount) Write(p []byte) (int, error) {
+	*c += lineCount(bytes.Count(p, []byte("\n")))
+	return len(p), nil
 }
 
 // createNew creates a file that was not there.
