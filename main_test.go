@@ -41,6 +41,7 @@ func TestLayering(t *testing.T) {
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/region/conflict":    {""},
+		"/region":             {"", "/region/conflict", "/raftnode", "/transport", "/walstream"},
 		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, "./...").Output()

@@ -86,7 +86,11 @@ func decided(err error) bool {
 
 // checkWrite refuses what must not be proposed.
 func (n *Node) checkWrite(cmds []*replication.Command) error {
-	if err := replication.ValidateBatch(cmds); err != nil {
+	check := n.opts.owner.Check
+	if check == nil {
+		check = replication.ValidateBatch
+	}
+	if err := check(cmds); err != nil {
 		return err
 	}
 	size := 0
@@ -193,8 +197,43 @@ func (n *Node) proposeHere(ctx context.Context, cmds []*replication.Command) (ui
 	if cmds[0].Type == replication.CmdCypher {
 		return n.proposeEffects(ctx, cmds[0])
 	}
-	return n.fillLeader(n.submit.propose(ctx, replication.NewGroup(cmds...)))
+	return n.proposeGroup(ctx, replication.NewGroup(cmds...))
 }
+
+// proposeGroup proposes what a client sent, in the owner's form.
+func (n *Node) proposeGroup(ctx context.Context, g replication.Group) (uint64, error) {
+	if wrap := n.opts.owner.Wrap; wrap != nil {
+		if g.Hash == ([16]byte{}) {
+			g.Hash = replication.CommandHash(g.Commands)
+		}
+		var err error
+		if g, err = wrap(g); err != nil {
+			return 0, err
+		}
+	}
+	position, err := n.fillLeader(n.submit.propose(ctx, g))
+	if err == nil && n.opts.owner.Committed != nil {
+		err = n.opts.owner.Committed(ctx, position)
+	}
+	return position, err
+}
+
+// Propose puts a group of the owner's into the log as it is and returns when it
+// is applied here, with the state machine's answer: ErrNotLeader on a node that
+// does not lead. It is neither checked nor wrapped nor forwarded.
+func (n *Node) Propose(ctx context.Context, g replication.Group) (uint64, error) {
+	if err := n.running(); err != nil {
+		return 0, err
+	}
+	if !n.IsLeader() {
+		return 0, n.notLeader()
+	}
+	return n.fillLeader(n.submit.propose(ctx, g))
+}
+
+// Transport is the cluster transport; nil before Start has opened it. It is the
+// node's own, or Runtime.Transport.
+func (n *Node) Transport() replication.Transport { return n.transport }
 
 // fillLeader names the leader in an ErrNotLeader.
 func (n *Node) fillLeader(position uint64, err error) (uint64, error) {
@@ -238,7 +277,7 @@ func (n *Node) proposeEffects(ctx context.Context, cmd *replication.Command) (ui
 			return 0, fmt.Errorf("recorded effects: %w", err)
 		}
 		group := replication.Group{Commands: effects, RequestID: cmd.RequestID, Conditional: true, ValidAt: at, Hash: hash}
-		position, err := n.fillLeader(n.submit.propose(ctx, group))
+		position, err := n.proposeGroup(ctx, group)
 		if !errors.Is(err, replication.ErrStaleEffects) {
 			return position, err
 		}

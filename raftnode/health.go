@@ -22,7 +22,7 @@ func roleName(s raft.RaftState) string { return strings.ToLower(s.String()) }
 
 // Health implements replication.Replicator.
 func (n *Node) Health() *replication.HealthStatus {
-	h := &replication.HealthStatus{Mode: replication.ModeRaft, NodeID: n.NodeID(), ClusterID: n.cfg.Raft.ClusterID, Role: "none"}
+	h := &replication.HealthStatus{Mode: n.cfg.Mode, NodeID: n.NodeID(), ClusterID: n.cfg.Raft.ClusterID, Role: "none"}
 	n.mu.Lock()
 	state, waiting := n.state, n.waiting
 	n.mu.Unlock()

@@ -226,7 +226,7 @@ func (n *Node) WaitForLeader(timeout time.Duration) error {
 }
 
 // Mode implements replication.Replicator.
-func (n *Node) Mode() replication.ReplicationMode { return replication.ModeRaft }
+func (n *Node) Mode() replication.ReplicationMode { return n.cfg.Mode }
 
 // NodeID implements replication.Replicator.
 func (n *Node) NodeID() string {

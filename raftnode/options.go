@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -25,6 +26,7 @@ type options struct {
 	snapshots     func(dir string, retain int) (raft.SnapshotStore, error)
 	raftTransport raft.Transport
 	force         bool
+	owner         Owner
 	mutant        mutant
 }
 
@@ -61,6 +63,26 @@ func WithRaftTransport(t raft.Transport) Option {
 // WithForce founds a cluster although a listed peer could not be asked whether
 // it has one already.
 func WithForce() Option { return func(o *options) { o.force = true } }
+
+// Owner is the mode that a cluster of this package is a part of. Its state
+// machine is the Storage that it hands over; here is what it says of writes on
+// their way there. A nil function does nothing.
+type Owner struct {
+	// Check refuses what must not be proposed, in place of
+	// replication.ValidateBatch; it runs on every node a write passes.
+	Check func(cmds []*replication.Command) error
+	// Wrap makes the group that the leader puts into the log out of the group
+	// that a client sent. Hash is set to that of the client's commands before, so
+	// that a repeated request is known again. Its error says that nothing was
+	// proposed.
+	Wrap func(g replication.Group) (replication.Group, error)
+	// Committed is called on the leader when a write is applied, before it is
+	// answered; its error is the answer.
+	Committed func(ctx context.Context, position uint64) error
+}
+
+// WithOwner makes the cluster a part of another mode.
+func WithOwner(o Owner) Option { return func(opts *options) { opts.owner = o } }
 
 // Mode returns a Constructor with options.
 func Mode(opts ...Option) replication.Constructor {

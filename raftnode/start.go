@@ -83,7 +83,7 @@ func (n *Node) beginLog() {
 
 // openLocal opens and locks the data directory and everything in it.
 func (n *Node) openLocal() (err error) {
-	want := datadir.Identity{Mode: string(replication.ModeRaft), NodeID: n.cfg.NodeID, LogStore: n.cfg.LogStore}
+	want := datadir.Identity{Mode: string(n.cfg.Mode), NodeID: n.cfg.NodeID, LogStore: n.cfg.LogStore}
 	dir, err := datadir.Open(n.cfg.DataDir, want, func() string {
 		if host, err := os.Hostname(); err == nil && host != "" {
 			return host
