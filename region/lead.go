@@ -1,0 +1,163 @@
+package region
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/transport"
+	"github.com/nornicdb/replication/walstream"
+)
+
+const (
+	// markInterval is how often an idle region marks, and how often the leader
+	// asks the other regions how they are.
+	markInterval = time.Second
+	// proposeTimeout bounds a proposal of the leader's own.
+	proposeTimeout = 10 * time.Second
+	// batchBytes bounds a batch; a larger entry goes alone.
+	batchBytes = 1 << 20
+)
+
+// lead does what the leader of a region does, until stop is called.
+func (n *Node) lead() (stop func()) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { n.housekeeping(ctx) })
+	for _, r := range n.settings.others() {
+		wg.Go(func() { n.stream(ctx, r) })
+		wg.Go(func() { n.watch(ctx, r) })
+	}
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// housekeeping founds the settings, writes down the cursors, and marks.
+func (n *Node) housekeeping(ctx context.Context) {
+	tick := time.NewTicker(max(n.cfg.Region.BatchTimeout, 50*time.Millisecond))
+	defer tick.Stop()
+	var marked time.Time
+	for {
+		v, _ := n.machine.now()
+		var c *logCommand
+		switch {
+		case v.settings == nil:
+			c = &logCommand{kind: kindSettings, body: jsonBody(n.settings)}
+		case v.status.NeedsMark && time.Since(marked) >= markInterval:
+			c = &logCommand{kind: kindMark, wallMS: n.wallMS()}
+			marked = time.Now()
+		default:
+			if more := n.acks.beyond(v.head.Cursors, v.head.Last); more != nil {
+				c = &logCommand{kind: kindCursors, body: jsonBody(more)}
+			}
+		}
+		if c != nil {
+			proposeCtx, cancel := context.WithTimeout(ctx, proposeTimeout)
+			if err := n.propose(proposeCtx, c); err != nil {
+				n.rt.Logger.Debug("an entry of the leader's own was not committed", "kind", c.kind, "error", err)
+			}
+			cancel()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sink is another region as the other side of a stream.
+type sink struct {
+	n      *Node
+	region string
+}
+
+var _ walstream.Sink = sink{}
+
+// Position implements walstream.Sink. What the region has is asked of its
+// leader: a follower that lags must not make this side think that what the
+// outbox has dropped is missing there.
+func (s sink) Position(ctx context.Context) (walstream.Ack, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout+proposeTimeout)
+	defer cancel()
+	state, err := s.n.ask(ctx, s.region, true)
+	if err != nil {
+		return walstream.Ack{}, err
+	}
+	at := state.Applied[s.n.settings.Self]
+	if v, _ := s.n.machine.now(); at > v.head.Last {
+		// A new leader may not have applied all yet; the barrier tells.
+		if _, err := s.n.inner.ReadBarrier(ctx, replication.ConsistencyLocalQuorum); err != nil {
+			return walstream.Ack{}, err
+		}
+		if v, _ = s.n.machine.now(); at > v.head.Last {
+			s.n.alarmed(lostErr(s.region, at, v.head.Last))
+		}
+	}
+	return walstream.Ack{Received: at, Persisted: at, Applied: at}, nil
+}
+
+// Send implements walstream.Sink.
+func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, error) {
+	entries := make([]*replication.WALEntry, len(b.Entries))
+	for i, e := range b.Entries {
+		entries[i] = &e.WALEntry
+	}
+	var resp replication.WALBatchResponse
+	err := s.n.call(ctx, s.region, replication.MsgWALBatch, entries, &resp)
+	return walstream.Ack{Received: resp.ReceivedPosition, Persisted: resp.AckedPosition, Applied: resp.AckedPosition}, err
+}
+
+// stream brings this region's outbox to another one, until ctx ends.
+func (n *Node) stream(ctx context.Context, region string) {
+	opts := walstream.StreamerOptions{BatchEntries: n.cfg.Region.BatchSize, MaxBatches: 4, BackoffMax: 2 * time.Second,
+		BatchBytes: min(batchBytes, transport.MaxCommandBytes(n.cfg.MaxFrameSize)/2),
+		OnAck:      func(a walstream.Ack) { n.acks.learn(region, a.Applied) },
+		OnFailure: func(err error) {
+			n.rt.Logger.Debug("the stream to another region is interrupted", "region", region, "error", err)
+		}}
+	if n.cfg.Region.CrossRegionMode != replication.SyncSemi {
+		opts.BatchTimeout = n.cfg.Region.BatchTimeout
+	}
+	for ctx.Err() == nil {
+		err := walstream.NewStreamer(outbox{n.machine}, sink{n, region}, opts).Run(ctx)
+		if errors.Is(err, walstream.ErrSnapshotNeeded) {
+			n.rt.Logger.Warn("a region is beyond the outbox: it gets this region's state", "region", region)
+			err = n.transfer(ctx, region)
+		}
+		if err != nil && ctx.Err() == nil {
+			n.rt.Logger.Error("the stream to another region has stopped; it is tried again", "region", region, "error", err)
+		}
+		pause(ctx, markInterval)
+	}
+}
+
+// watch asks another region how it is, and takes over a newer region epoch.
+func (n *Node) watch(ctx context.Context, region string) {
+	for ctx.Err() == nil {
+		askCtx, cancel := context.WithTimeout(ctx, dialTimeout)
+		state, err := n.ask(askCtx, region, false)
+		if err == nil {
+			err = n.followEpoch(askCtx, state.Epoch)
+		}
+		cancel()
+		if err != nil {
+			n.rt.Logger.Debug("another region does not say how it is", "region", region, "error", err)
+		}
+		pause(ctx, markInterval)
+	}
+}
+
+// pause waits; it ends early with ctx.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,305 @@
+package region
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/region/conflict"
+)
+
+// machine is the state machine of a region: the Storage that the inner Raft
+// cluster replicates. Its transactions understand the commands of the region's
+// log alone, and bring them to the graph through conflict.Core.
+type machine struct {
+	replication.TxStorage
+	snaps replication.StorageSnapshotter
+
+	// mu guards the fields below: what is committed.
+	mu      sync.Mutex
+	view    view
+	changed chan struct{} // closed and replaced when view changes
+}
+
+// view is the state as a whole, as readers outside of transactions see it.
+type view struct {
+	settings *settings // nil: not founded yet
+	head     header
+	status   conflict.Status
+}
+
+// applied is how far this region is in another one's stream.
+func (v *view) applied(region string) uint64 {
+	if v.settings == nil || v.settings.index(region) < 0 {
+		return 0
+	}
+	return v.status.Applied[v.settings.index(region)]
+}
+
+// recording is a machine over a Storage that records effects.
+type recording struct {
+	*machine
+	replication.EffectRecorder
+}
+
+var (
+	_ replication.TxStorage          = (*machine)(nil)
+	_ replication.StorageSnapshotter = (*machine)(nil)
+)
+
+var errProbe = errors.New("only to look")
+
+// newMachine refuses a storage that multi-region mode cannot stand on.
+func newMachine(storage replication.Storage) (*machine, error) {
+	tx, ok := storage.(replication.TxStorage)
+	if !ok {
+		return nil, fmt.Errorf("%w: multi-region mode needs a storage with transactions", replication.ErrUnsupported)
+	}
+	snaps, ok := storage.(replication.StorageSnapshotter)
+	if !ok {
+		return nil, fmt.Errorf("%w: multi-region mode needs a storage with snapshots", replication.ErrUnsupported)
+	}
+	m := &machine{TxStorage: tx, snaps: snaps, changed: make(chan struct{})}
+	if _, err := tx.GetWALPosition(); errors.Is(err, replication.ErrRestoreIncomplete) {
+		return m, nil // it is restored before anything is read
+	}
+	err := tx.Update(func(tx replication.Tx) error {
+		if _, ok := tx.(conflict.Store); !ok {
+			return fmt.Errorf("%w: multi-region mode needs a storage whose transactions read the graph (conflict.GraphReader)", replication.ErrUnsupported)
+		}
+		return errProbe
+	})
+	if !errors.Is(err, errProbe) {
+		return nil, err
+	}
+	return m, m.reload()
+}
+
+// storage is what the inner cluster gets.
+func (m *machine) storage() replication.Storage {
+	if r, ok := m.TxStorage.(replication.EffectRecorder); ok {
+		return recording{m, r}
+	}
+	return m
+}
+
+// now is the committed state, and a channel that is closed when it changes.
+func (m *machine) now() (view, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.view, m.changed
+}
+
+func (m *machine) publish(v view) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.view = v
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// reload reads the state anew.
+func (m *machine) reload() error {
+	var v view
+	err := m.View(func(meta replication.Meta) (err error) {
+		v, err = readView(meta)
+		return err
+	})
+	if err == nil {
+		m.publish(v)
+	}
+	return err
+}
+
+func readView(meta replication.Meta) (v view, err error) {
+	row, err := meta.GetMeta([]byte(rowSettings))
+	if err != nil || row == nil {
+		return v, err
+	}
+	v.settings = new(settings)
+	if err := json.Unmarshal(row, v.settings); err != nil {
+		return v, fmt.Errorf("metadata row %s is damaged: %w", rowSettings, err)
+	}
+	if v.head, err = readHeader(meta); err != nil {
+		return v, err
+	}
+	v.status, err = conflict.ReadStatus(meta)
+	return v, err
+}
+
+// Snapshot implements replication.StorageSnapshotter.
+func (m *machine) Snapshot() (replication.StorageSnapshot, error) { return m.snaps.Snapshot() }
+
+// Restore implements replication.StorageSnapshotter.
+func (m *machine) Restore(r io.Reader) error {
+	if err := m.snaps.Restore(r); err != nil {
+		return err
+	}
+	return m.reload()
+}
+
+// errAgain ends a transaction that runs again without a command.
+var errAgain = errors.New("a command is left out")
+
+// Update implements replication.TxStorage. A command that the Storage refuses
+// when part of it is done is left out in another run, which all nodes do alike.
+func (m *machine) Update(fn func(replication.Tx) error) error {
+	rejected := make(map[int]error)
+	for {
+		var t *txn
+		err := m.TxStorage.Update(func(tx replication.Tx) error {
+			v, err := readView(tx)
+			if err != nil {
+				return err
+			}
+			t = &txn{Tx: tx, view: v, rejected: rejected}
+			if err := fn(t); err != nil {
+				return err
+			}
+			return t.finish()
+		})
+		if errors.Is(err, errAgain) {
+			continue
+		}
+		if err == nil && t.changed {
+			m.publish(t.view)
+		}
+		return err
+	}
+}
+
+// txn is one transaction of the state machine.
+type txn struct {
+	replication.Tx
+	view
+	core     *conflict.Core // nil: not loaded
+	changed  bool
+	calls    int           // commands so far
+	rejected map[int]error // by number: what is left out, and why
+}
+
+// ApplyCommand implements replication.Storage: one entry of the region's log.
+func (t *txn) ApplyCommand(cmd *replication.Command) error {
+	number := t.calls
+	t.calls++
+	if err := t.rejected[number]; err != nil {
+		return err
+	}
+	if cmd.Type != cmdLog {
+		return fmt.Errorf("%w: %s in a region's log", replication.ErrInvalidCommand, cmd.Type)
+	}
+	c, err := decodeCommand(cmd.Data)
+	if err != nil {
+		return err
+	}
+	if t.settings == nil && c.kind != kindSettings {
+		return fmt.Errorf("%w: the region's settings are not founded", replication.ErrInvalidCommand)
+	}
+	err = t.apply(c)
+	if errors.Is(err, conflict.ErrRefused) || errors.Is(err, errEntryTooLarge) {
+		t.rejected[number] = err
+		return errAgain
+	}
+	return asAnswer(err)
+}
+
+func (t *txn) apply(c *logCommand) error {
+	if c.kind == kindSettings {
+		return t.found(c.body)
+	}
+	if err := t.load(); err != nil {
+		return err
+	}
+	t.changed = true
+	switch c.kind {
+	case kindWrite:
+		return t.write(c)
+	case kindRemote:
+		return t.remote(c)
+	case kindMark:
+		if !t.core.Status().NeedsMark {
+			return nil
+		}
+		return t.emit(t.core.Mark(c.wallMS))
+	case kindCursors:
+		return t.moveCursors(c.body)
+	case kindResolve:
+		return t.resolve(c)
+	case kindPromote, kindEpoch:
+		return t.setEpoch(c)
+	case kindStage:
+		return t.stage(c.body)
+	default:
+		return t.merge(c)
+	}
+}
+
+// found founds the settings, unless they are.
+func (t *txn) found(body []byte) error {
+	if t.settings != nil {
+		return nil
+	}
+	s := new(settings)
+	if err := decodeBody(body, s); err != nil {
+		return err
+	}
+	if err := s.Conflict.Validate(); err != nil || s.index(s.Self) < 0 {
+		return fmt.Errorf("%w: %v", errBadCommand, err)
+	}
+	if err := t.SetMeta([]byte(rowSettings), body); err != nil {
+		return err
+	}
+	t.settings, t.changed = s, true
+	t.head = newHeader(s)
+	return t.load()
+}
+
+func (t *txn) load() (err error) {
+	if t.core == nil {
+		t.core, err = conflict.Load(t.Tx.(conflict.Store), t.settings.Self, t.settings.Conflict)
+	}
+	return err
+}
+
+// finish writes what belongs to the transaction as a whole.
+func (t *txn) finish() error {
+	if !t.changed {
+		return nil
+	}
+	t.status = t.core.Status()
+	return t.SetMeta([]byte(rowHeader), jsonBody(&t.head))
+}
+
+// write applies a client's commands. Their effects go to the outbox.
+func (t *txn) write(c *logCommand) error {
+	e, err := t.core.Local(c.wallMS, c.commands...)
+	if errors.Is(err, replication.ErrOpaqueWrite) { // refused before it was proposed
+		return fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
+	}
+	return t.emit(e, err)
+}
+
+// remote merges entries of another region; what comes before a bad one stays.
+func (t *txn) remote(c *logCommand) error {
+	for _, e := range c.entries {
+		if _, err := t.core.Remote(c.wallMS, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *txn) resolve(c *logCommand) error {
+	var r resolveRequest
+	if err := decodeBody(c.body, &r); err != nil {
+		return err
+	}
+	key, res, err := r.resolution()
+	if err != nil {
+		return err
+	}
+	return t.emit(t.core.Resolve(c.wallMS, key, res))
+}

@@ -1,0 +1,182 @@
+package region
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/region/conflict"
+	"github.com/nornicdb/replication/walstream"
+)
+
+// Metadata rows of this package, beside those of package conflict.
+//
+//	s          settings, JSON
+//	h          header, JSON
+//	o<pos>     an entry of the outbox
+//	t<row>     a staged row of another region's state
+const (
+	rowPrefix   = "replication/region/"
+	rowSettings = rowPrefix + "s"
+	rowHeader   = rowPrefix + "h"
+	rowOutbox   = rowPrefix + "o"
+	rowStaged   = rowPrefix + "t"
+)
+
+// header is the replicated state of this package as a whole.
+type header struct {
+	// The outbox has the entries First to Last of this region's stream; it is
+	// empty where First = Last+1. Bytes is what they take.
+	First, Last, Bytes uint64
+	// Cursors say how far each other region is in this region's stream.
+	Cursors cursors
+	// Epoch says which region accepts writes; zero: all do.
+	Epoch replication.Epoch
+	// Staged is the transfer whose rows are staged; empty: none.
+	Staged staged
+}
+
+func newHeader(s *settings) header {
+	h := header{First: 1, Cursors: make(cursors)}
+	for _, r := range s.others() {
+		h.Cursors[r] = 0
+	}
+	if s.WriteRegion != "" {
+		h.Epoch = replication.Epoch{Number: 1, Owner: s.WriteRegion}
+	}
+	return h
+}
+
+func readHeader(m replication.Meta) (h header, err error) {
+	row, err := m.GetMeta([]byte(rowHeader))
+	if err == nil {
+		err = json.Unmarshal(row, &h)
+	}
+	if err != nil {
+		return h, fmt.Errorf("metadata row %s: %w", rowHeader, err)
+	}
+	return h, nil
+}
+
+func outboxRow(pos uint64) []byte { return binary.BigEndian.AppendUint64([]byte(rowOutbox), pos) }
+
+// errEntryTooLarge is a verdict: the effects of the write fit no frame. What
+// was done of it is rolled back.
+var errEntryTooLarge = errors.New("the write's effects do not fit a frame between regions")
+
+// emit puts an own entry into the outbox; nil: there is none.
+func (t *txn) emit(e *conflict.Entry, err error) error {
+	if err != nil || e == nil {
+		return err
+	}
+	data := e.Encode()
+	if uint64(len(data)) > t.settings.MaxEntryBytes {
+		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, len(data), t.settings.MaxEntryBytes)
+	}
+	if err := t.SetMeta(outboxRow(e.Dot.Pos), data); err != nil {
+		return err
+	}
+	t.head.Last = e.Dot.Pos
+	t.head.Bytes += uint64(len(data))
+	return t.trim()
+}
+
+// trim drops entries that all regions have, and the oldest beyond the caps: a
+// region that lacks one of those is caught up by state transfer.
+func (t *txn) trim() error {
+	have := t.head.Last
+	for _, pos := range t.head.Cursors {
+		have = min(have, pos)
+	}
+	h := &t.head
+	for h.First <= h.Last {
+		over := h.Last-h.First+1 > t.settings.OutboxMaxEntries || h.Bytes > t.settings.OutboxMaxBytes
+		if h.First > have && !(over && h.First < h.Last) {
+			return nil
+		}
+		key := outboxRow(h.First)
+		row, err := t.GetMeta(key)
+		if err != nil {
+			return err
+		}
+		if err := t.SetMeta(key, nil); err != nil {
+			return err
+		}
+		h.Bytes -= uint64(len(row))
+		h.First++
+	}
+	return nil
+}
+
+// moveCursors takes what the other regions have acknowledged. Cursors only grow.
+func (t *txn) moveCursors(body []byte) error {
+	var acked cursors
+	if err := decodeBody(body, &acked); err != nil {
+		return err
+	}
+	for region, pos := range acked {
+		if old, known := t.head.Cursors[region]; known && pos > old && pos <= t.head.Last {
+			t.head.Cursors[region] = pos
+		}
+	}
+	return t.trim()
+}
+
+// outbox is the outbox as the source of a stream.
+type outbox struct{ m *machine }
+
+var _ walstream.Source = outbox{}
+
+// Last implements walstream.Source.
+func (o outbox) Last() uint64 {
+	v, _ := o.m.now()
+	return v.head.Last
+}
+
+// Changed implements walstream.Source.
+func (o outbox) Changed(after uint64) <-chan struct{} {
+	v, changed := o.m.now()
+	if v.head.Last > after {
+		now := make(chan struct{})
+		close(now)
+		return now
+	}
+	return changed
+}
+
+// Read implements walstream.Source.
+func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, error) {
+	b := &walstream.Batch{Prev: walstream.Mark{Position: after}}
+	err := o.m.View(func(m replication.Meta) error {
+		v, err := readView(m)
+		switch {
+		case err != nil:
+			return err
+		case v.settings == nil:
+			return fmt.Errorf("%w: the region's settings are not founded", replication.ErrNotReady)
+		case after+1 < v.head.First:
+			return fmt.Errorf("%w: the outbox begins at %d", walstream.ErrCompacted, v.head.First)
+		case after > v.head.Last:
+			return fmt.Errorf("%w: the outbox ends at %d, the peer has %d", walstream.ErrAhead, v.head.Last, after)
+		}
+		for pos := after + 1; pos <= v.head.Last && len(b.Entries) < maxEntries; pos++ {
+			row, err := m.GetMeta(outboxRow(pos))
+			if err != nil {
+				return err
+			}
+			if len(b.Entries) > 0 && b.Bytes+len(row) > maxBytes {
+				return nil
+			}
+			e, err := conflict.DecodeEntry(row)
+			if err != nil {
+				return fmt.Errorf("outbox entry %d: %w", pos, err)
+			}
+			b.Entries = append(b.Entries, &walstream.WireEntry{WALEntry: *v.settings.Conflict.ToWAL(e)})
+			b.Bytes += len(row)
+		}
+		return nil
+	})
+	return b, err
+}

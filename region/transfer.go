@@ -1,0 +1,190 @@
+package region
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/region/conflict"
+)
+
+// staged names the transfer whose rows are staged.
+type staged struct {
+	ID   string
+	Next uint64 // number of the next part
+}
+
+// stagedRows are the staged rows under the keys that they have at the sender.
+type stagedRows struct{ m replication.Meta }
+
+// GetMeta implements replication.Meta.
+func (s stagedRows) GetMeta(key []byte) ([]byte, error) {
+	return s.m.GetMeta(append([]byte(rowStaged), key...))
+}
+
+// ScanMeta implements replication.Meta.
+func (s stagedRows) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
+	return s.m.ScanMeta(append([]byte(rowStaged), prefix...), func(k, v []byte) error {
+		return fn(k[len(rowStaged):], v)
+	})
+}
+
+// part is the body of kindStage and kindMerge: some rows of a transfer. The
+// first part of a transfer drops the rows of another.
+type part struct {
+	ID     string
+	Number uint64
+	Rows   []row
+}
+
+type row struct{ K, V []byte }
+
+// stage keeps the rows of a part. A part that came before is passed over.
+func (t *txn) stage(body []byte) error {
+	var p part
+	if err := decodeBody(body, &p); err != nil {
+		return err
+	}
+	if p.Number == 0 && p.ID != t.head.Staged.ID {
+		if err := t.dropStaged(); err != nil {
+			return err
+		}
+		t.head.Staged = staged{ID: p.ID}
+	}
+	if p.ID != t.head.Staged.ID || p.Number > t.head.Staged.Next {
+		return &answer{"region_transfer", fmt.Errorf("%w: part %d of transfer %s, here is %+v", replication.ErrNotReady, p.Number, p.ID, t.head.Staged)}
+	}
+	if p.Number < t.head.Staged.Next {
+		return nil
+	}
+	for _, r := range p.Rows {
+		if err := t.SetMeta(append([]byte(rowStaged), r.K...), r.V); err != nil {
+			return err
+		}
+	}
+	t.head.Staged.Next++
+	return nil
+}
+
+// merge merges the staged state. The rows are checked before anything changes.
+func (t *txn) merge(c *logCommand) error {
+	var p part
+	if err := decodeBody(c.body, &p); err != nil {
+		return err
+	}
+	if p.ID == "" || p.ID != t.head.Staged.ID || p.Number != t.head.Staged.Next {
+		return &answer{"region_transfer", fmt.Errorf("%w: transfer %s of %d parts, here is %+v", replication.ErrNotReady, p.ID, p.Number, t.head.Staged)}
+	}
+	err := t.core.MergeState(c.wallMS, stagedRows{t.Tx})
+	if asAnswer(err) != err || err == nil {
+		if dropped := t.dropStaged(); dropped != nil {
+			return dropped
+		}
+		t.head.Staged = staged{}
+	}
+	return err
+}
+
+func (t *txn) dropStaged() error {
+	var keys [][]byte
+	err := t.ScanMeta([]byte(rowStaged), func(k, _ []byte) error {
+		keys = append(keys, append([]byte(nil), k...))
+		return nil
+	})
+	for _, k := range keys {
+		if err == nil {
+			err = t.SetMeta(k, nil)
+		}
+	}
+	return err
+}
+
+// msgTransfer brings a part of a region's state to another one; the answer is
+// empty. The last one asks for the merge.
+const msgTransfer replication.MessageType = 29
+
+type transferRequest struct {
+	Part  part
+	Merge bool `json:",omitempty"`
+}
+
+// partBytes bounds a part; a larger row goes alone.
+const partBytes = 256 << 10
+
+// transfer brings this region's state to another one whose cursor is beyond the
+// outbox. It is collected first, as of one moment: what is not settled.
+func (n *Node) transfer(ctx context.Context, region string) error {
+	parts, err := n.collect()
+	if err != nil {
+		return err
+	}
+	for i := range parts {
+		if err := n.sendPart(ctx, region, &transferRequest{Part: parts[i]}); err != nil {
+			return fmt.Errorf("part %d of %d: %w", i+1, len(parts), err)
+		}
+	}
+	last := part{ID: parts[0].ID, Number: uint64(len(parts))}
+	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
+}
+
+func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
+	defer cancel()
+	return n.call(ctx, region, msgTransfer, req, nil)
+}
+
+// collect reads this region's state in parts; there is at least one.
+func (n *Node) collect() ([]part, error) {
+	parts := []part{{ID: replication.NewHistory()}}
+	size := 0
+	err := n.machine.View(func(m replication.Meta) error {
+		return conflict.ExportState(m, func(k, v []byte) error {
+			if size > 0 && size+len(k)+len(v) > partBytes {
+				parts = append(parts, part{ID: parts[0].ID, Number: uint64(len(parts))})
+				size = 0
+			}
+			p := &parts[len(parts)-1]
+			p.Rows = append(p.Rows, row{bytes.Clone(k), bytes.Clone(v)})
+			size += len(k) + len(v)
+			return nil
+		})
+	})
+	return parts, err
+}
+
+// handleTransfer serves code 29 of another region.
+func (n *Node) handleTransfer(ctx context.Context, req *replication.Request) (any, error) {
+	if n.inner.IsLeader() {
+		return n.takePart(ctx, req)
+	}
+	return struct{}{}, n.atLeader(ctx, msgTransfer, req.Payload, nil)
+}
+
+// handleOwnTransfer serves code 29 of a node of this region.
+func (n *Node) handleOwnTransfer(ctx context.Context, req *replication.Request) (any, error) {
+	if !req.Peer.Hello {
+		return nil, fmt.Errorf("%w: states come from nodes of this project", replication.ErrUnsupported)
+	}
+	return n.takePart(ctx, req)
+}
+
+func (n *Node) takePart(ctx context.Context, req *replication.Request) (any, error) {
+	var q transferRequest
+	if err := json.Unmarshal(req.Payload, &q); err != nil {
+		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
+	}
+	c := &logCommand{kind: kindStage, wallMS: n.wallMS(), body: jsonBody(&q.Part)}
+	if q.Merge {
+		c.kind = kindMerge
+	}
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	err := n.propose(ctx, c)
+	if errors.Is(err, conflict.ErrAhead) {
+		n.alarmed(err)
+	}
+	return struct{}{}, err
+}

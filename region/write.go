@@ -1,0 +1,195 @@
+package region
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nornicdb/replication"
+)
+
+var (
+	// ErrUnconfirmed: the write is committed in this region, and no other region
+	// has said in time that its quorum has it (semi_sync). It wraps
+	// replication.ErrUnknownOutcome, as the write is on its way nevertheless.
+	ErrUnconfirmed = fmt.Errorf("%w: committed here, unconfirmed there", replication.ErrUnknownOutcome)
+	// ErrClockSkew: this region's clock is off from that of most other regions.
+	ErrClockSkew = errors.New("the clock is off from the other regions'")
+
+	errActiveActive = fmt.Errorf("%w: all regions accept writes (active-active), there is none to be promoted", replication.ErrUnsupported)
+)
+
+// checkCommands refuses what must not be proposed.
+func checkCommands(cmds []*replication.Command) error {
+	if len(cmds) == 1 && cmds[0] != nil {
+		switch cmds[0].Type {
+		case cmdPromote:
+			return nil
+		case cmdResolve:
+			var r resolveRequest
+			if err := json.Unmarshal(cmds[0].Data, &r); err != nil {
+				return fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
+			}
+			_, _, err := r.resolution()
+			return err
+		}
+	}
+	return checkWrites(cmds)
+}
+
+// checkWrites refuses what a client must not send.
+func checkWrites(cmds []*replication.Command) error {
+	if err := replication.ValidateBatch(cmds); err != nil {
+		return err
+	}
+	for _, c := range cmds {
+		if c.Type >= replication.CmdEmbedder {
+			return fmt.Errorf("%w: %s", replication.ErrOpaqueWrite, c.Type)
+		}
+	}
+	return nil
+}
+
+// wrap makes what goes into the log of what was sent. It runs on the leader,
+// whose wall reading the write gets.
+func (n *Node) wrap(g replication.Group) (replication.Group, error) {
+	if err := n.alarmedBy(); err != nil {
+		return g, fmt.Errorf("%w: %w", replication.ErrUnsupported, err)
+	}
+	if v, _ := n.machine.now(); v.settings == nil {
+		return g, fmt.Errorf("%w: the region's settings are not founded yet", replication.ErrNotReady)
+	}
+	c := &logCommand{kind: kindWrite, wallMS: n.wallMS(), commands: g.Commands}
+	if len(g.Commands) == 1 {
+		switch g.Commands[0].Type {
+		case cmdResolve:
+			c.kind, c.body = kindResolve, g.Commands[0].Data
+		case cmdPromote:
+			c.kind = kindPromote
+		}
+	}
+	if err := n.links.skewed(n.cfg); err != nil && c.kind == kindWrite {
+		return g, err
+	}
+	g.Commands = []*replication.Command{c.encode()}
+	return g, nil
+}
+
+// Apply implements replication.Replicator.
+func (n *Node) Apply(cmd *replication.Command, timeout time.Duration) error {
+	if timeout <= 0 {
+		return fmt.Errorf("%w: %s", replication.ErrInvalidTimeout, timeout)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	_, err := n.ApplyBatch(ctx, []*replication.Command{cmd})
+	return err
+}
+
+// ApplyBatch implements replication.BatchApplier. Where another region is the
+// write region it is sent there; the position then is one of that region.
+func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uint64, error) {
+	if err := checkWrites(cmds); err != nil {
+		return 0, err
+	}
+	if owner := n.writeRegion(); owner != "" && owner != n.settings.Self {
+		return n.applyAt(ctx, owner, cmds)
+	}
+	return n.inner.ApplyBatch(ctx, cmds)
+}
+
+// writeRegion is the region that accepts writes as far as this node knows;
+// empty: all do.
+func (n *Node) writeRegion() string {
+	v, _ := n.machine.now()
+	if v.settings == nil {
+		return n.settings.WriteRegion
+	}
+	return v.head.Epoch.Owner
+}
+
+// committed holds the answer of a semi_sync write back until another region has
+// it. The leader waits for all that its outbox held when the write was applied,
+// which the write is part of.
+func (n *Node) committed(ctx context.Context, _ uint64) error {
+	if n.cfg.Region.CrossRegionMode != replication.SyncSemi {
+		return nil
+	}
+	v, _ := n.machine.now()
+	if v.settings == nil || len(v.settings.others()) == 0 {
+		return nil
+	}
+	if err := n.acks.wait(ctx, n.ctx, v.head.Last, v.head.Cursors); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnconfirmed, err)
+	}
+	return nil
+}
+
+// acks are how far other regions have said they are in this region's stream;
+// the leader writes it into the replicated cursors now and then.
+type acks struct {
+	// mu guards the fields below.
+	mu      sync.Mutex
+	at      cursors
+	changed chan struct{} // closed and replaced when at changes
+}
+
+func newAcks() *acks { return &acks{at: make(cursors), changed: make(chan struct{})} }
+
+func (a *acks) learn(region string, pos uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if pos <= a.at[region] {
+		return
+	}
+	a.at[region] = pos
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// beyond returns what is further than the cursors; nil: nothing.
+func (a *acks) beyond(have cursors, last uint64) cursors {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var more cursors
+	for region, pos := range have {
+		if acked := min(a.at[region], last); acked > pos {
+			if more == nil {
+				more = make(cursors)
+			}
+			more[region] = acked
+		}
+	}
+	return more
+}
+
+// wait waits until one region has pos.
+func (a *acks) wait(ctx, life context.Context, pos uint64, have cursors) error {
+	for _, p := range have {
+		if p >= pos {
+			return nil
+		}
+	}
+	for {
+		a.mu.Lock()
+		changed := a.changed
+		done := false
+		for _, p := range a.at {
+			done = done || p >= pos
+		}
+		a.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-life.Done():
+			return replication.ErrClosed
+		}
+	}
+}
