@@ -2,9 +2,7 @@ package raftnode_test
 
 import (
 	"fmt"
-	"slices"
-	"sync"
-	"sync/atomic"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -14,79 +12,92 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkApply writes 256-byte commands to three nodes in one process: bolt
-// logs, loopback TCP, boltgraph with its syncs as Storage.
-func BenchmarkApply(b *testing.B) {
+// The benchmarks of this file compare two things on one machine in one run:
+// the one and the other take turns, several times, and the medians are divided.
+const (
+	benchRounds = 31
+	benchSlice  = 250 * time.Millisecond
+)
+
+// contender is one side of a comparison.
+type contender struct {
+	name    string
+	workers int
+	op      func(i int64) error
+}
+
+// compare lets contenders take turns and reports their median rates and, by
+// round, the median ratio of the first to each of the others.
+func compare(b *testing.B, list ...contender) {
+	for b.Loop() {
+		rates := make([][]float64, len(list))
+		ratios := make([][]float64, len(list))
+		cpu := make([][]float64, len(list))
+		for range benchRounds {
+			for k, c := range list {
+				before := cpuTime()
+				r := rate(b, c.workers, benchSlice, c.op)
+				cpu[k] = append(cpu[k], (cpuTime()-before).Seconds()/r/benchSlice.Seconds()*1e6)
+				rates[k] = append(rates[k], r)
+			}
+			for k := range list {
+				ratios[k] = append(ratios[k], rates[0][len(rates[0])-1]/rates[k][len(rates[k])-1])
+			}
+		}
+		for k, c := range list {
+			b.ReportMetric(median(rates[k]), c.name+"/s")
+			b.ReportMetric(median(cpu[k]), "us_"+c.name)
+			if k > 0 {
+				b.ReportMetric(median(ratios[k]), "x_"+c.name)
+			}
+		}
+	}
+	b.ReportMetric(0, "ns/op") // means nothing here
+}
+
+func writer(r replication.Replicator) func(i int64) error {
+	return func(i int64) error { return r.Apply(putCommand(i), patience) }
+}
+
+func boltgraphStorage(tb testing.TB) func(dir string) replication.Storage {
+	return func(dir string) replication.Storage {
+		store, err := boltgraph.Open(filepath.Join(dir, "graph.db"))
+		require.NoError(tb, err)
+		return store
+	}
+}
+
+// BenchmarkApplyAgainstPlainRaft: 256-byte commands, Storage in memory, against
+// hashicorp/raft alone.
+func BenchmarkApplyAgainstPlainRaft(b *testing.B) {
+	ours, plain := benchMemNodes(b)[0], plainRaft(b)
 	for _, writers := range []int{1, 16, 64, 256} {
 		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
-			repl := benchCluster(b)
-			value := string(make([]byte, 150)) // with its envelope about 256 bytes
-			var next atomic.Int64
-			latencies := make([][]time.Duration, writers)
-			b.ReportAllocs()
-			b.ResetTimer()
-			var wg sync.WaitGroup
-			for w := range writers {
-				wg.Go(func() {
-					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-						cmd, err := replication.NewNodeCommand(replication.CmdPutNode,
-							&replication.Node{ID: replication.NodeID(fmt.Sprintf("n%06d", i%10000)), Properties: map[string]any{"v": value[:100]}})
-						if err != nil {
-							b.Error(err)
-							return
-						}
-						start := time.Now()
-						if err := repl.Apply(cmd, patience); err != nil {
-							b.Error(err)
-							return
-						}
-						latencies[w] = append(latencies[w], time.Since(start))
-					}
-				})
-			}
-			wg.Wait()
-			b.StopTimer()
-			all := slices.Concat(latencies...)
-			slices.Sort(all)
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
-			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-us")
-			b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-us")
+			compare(b, contender{"ours", writers, writer(ours)}, contender{"plain", writers, func(i int64) error {
+				return plain.Apply(putCommand(i).Data, patience).Error()
+			}})
 		})
 	}
 }
 
-func benchCluster(b *testing.B) replication.Replicator {
-	b.Helper()
-	nodes := make([]replication.Replicator, 3)
-	addrs := freeAddrs(b, 3)
-	errs := make(chan error, 3)
-	for i := range nodes {
-		cfg := replication.DefaultConfig()
-		cfg.Mode, cfg.NodeID, cfg.BindAddr, cfg.DataDir = replication.ModeRaft, fmt.Sprint("n", i), addrs[i], b.TempDir()
-		cfg.Raft.Bootstrap = i == 0
-		for j, addr := range addrs {
-			if j != i {
-				cfg.Raft.Peers = append(cfg.Raft.Peers, replication.RaftPeer{ID: fmt.Sprint("n", j), Addr: addr})
-			}
-		}
-		store, err := boltgraph.Open(cfg.DataDir + "/graph.db")
-		require.NoError(b, err)
-		nodes[i], err = replication.New(cfg, store, replication.Modes{replication.ModeRaft: raftnode.New}, replication.WithLogger(quietLogger()))
-		require.NoError(b, err)
-		b.Cleanup(func() { require.NoError(b, nodes[i].Shutdown()); require.NoError(b, store.Close()) })
-		go func() { errs <- nodes[i].Start(b.Context()) }()
+// BenchmarkApplyBoltgraph: the embedded graph store against a Storage in
+// memory.
+func BenchmarkApplyBoltgraph(b *testing.B) {
+	mem, bolt := benchMemNodes(b)[0], benchNodes(b, boltgraphStorage(b), raftnode.New, nil)[0]
+	for _, writers := range []int{1, 16, 64, 256} {
+		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
+			compare(b, contender{"boltgraph", writers, writer(bolt)}, contender{"memory", writers, writer(mem)})
+		})
 	}
-	for range nodes {
-		require.NoError(b, <-errs)
-	}
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		for _, n := range nodes {
-			if n.IsLeader() {
-				return n
-			}
-		}
-		<-time.After(time.Millisecond)
-	}
-	b.Fatal("no leader")
-	return nil
+}
+
+// BenchmarkFollowerReads: linearizable reads through a follower, against the
+// rate of writes.
+func BenchmarkFollowerReads(b *testing.B) {
+	nodes := benchMemNodes(b)
+	reader := nodes[1].(replication.ConsistentReader)
+	compare(b, contender{"reads", 64, func(int64) error {
+		_, err := reader.ReadBarrier(b.Context(), replication.ConsistencyQuorum)
+		return err
+	}}, contender{"writes", 64, writer(nodes[0])})
 }

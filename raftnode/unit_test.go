@@ -146,7 +146,7 @@ func TestExpiredProposalsAreAnsweredAndNotTaken(t *testing.T) {
 		return p
 	}
 	gone, alive := queue(expired), queue(t.Context())
-	require.Equal(t, []*proposal{alive}, s.take())
+	require.Equal(t, []*proposal{alive}, s.next())
 	require.ErrorIs(t, (<-gone.done).Err, replication.ErrTimeout)
 	require.Len(t, s.slots, 1)
 }
@@ -159,17 +159,53 @@ func TestEntriesJoinUpToTheirBounds(t *testing.T) {
 	for range 300 {
 		add(10, false)
 	}
-	require.Len(t, s.take(), maxJoinedCommands)
-	require.Len(t, s.take(), 300-maxJoinedCommands)
+	require.Len(t, s.next(), maxJoinedCommands)
+	require.Len(t, s.next(), 300-maxJoinedCommands)
 	add(10, false)
 	add(10, true)
 	add(10, false)
 	add(10*maxJoinedBytes, false)
 	add(10, false)
 	for _, want := range []int{1, 1, 1, 1, 1} {
-		require.Len(t, s.take(), want)
+		require.Len(t, s.next(), want)
 	}
-	require.Empty(t, s.take())
+	require.Empty(t, s.next())
+}
+
+func TestPaceOfEntries(t *testing.T) {
+	at := func(ms int) time.Time { return time.Unix(100, 0).Add(time.Duration(ms) * time.Millisecond) }
+	one := func(ms int) *proposal {
+		return &proposal{since: at(ms), bytes: 100, group: replication.NewGroup(&replication.Command{})}
+	}
+	var p pace
+	require.Zero(t, p.wait(one(0), 1, at(0)), "nothing is under way")
+	p.open++
+	require.Equal(t, joinWait, p.wait(one(5), 1, at(5)), "the first that comes after it waits for it")
+	require.Equal(t, joinWait-3*time.Millisecond, p.wait(one(5), 9, at(8)))
+	require.LessOrEqual(t, p.wait(one(5), 1, at(15)), time.Duration(0), "but not for ever")
+	alone := one(5)
+	alone.alone = true
+	require.Zero(t, p.wait(alone, 1, at(5)), "what cannot be joined has nothing to wait for")
+
+	p.answered(3, 8*time.Millisecond, at(20))
+	require.Equal(t, time.Millisecond, p.wait(one(20), 1, at(20)), "the two others are coming back")
+	require.Zero(t, p.wait(one(20), 3, at(20)), "all are back")
+	require.LessOrEqual(t, p.wait(one(20), 1, at(21)), time.Duration(0), "they are not coming back")
+	p.open++
+	p.answered(3, time.Minute, at(20))
+	require.Equal(t, lingerMost, p.wait(one(20), 1, at(20)))
+
+	p.open++
+	for range maxJoinedCommands {
+		p.queued(1, one(0))
+	}
+	require.Zero(t, p.wait(one(30), maxJoinedCommands, at(30)), "a full entry waits for nothing")
+	p.queued(-1, one(0))
+	require.Positive(t, p.wait(one(30), maxJoinedCommands-1, at(30)))
+	big := one(30)
+	big.bytes = maxJoinedBytes
+	p.queued(1, big)
+	require.Zero(t, p.wait(big, 1, at(30)))
 }
 
 // TestRequestsBehindASnapshotFitWithoutLookUp: see incoming.
