@@ -77,6 +77,21 @@ type TxStorage interface {
 	View(fn func(Meta) error) error
 }
 
+// DeferringStorage is a TxStorage that can make its transactions durable later,
+// many at once. A mode that has a durable log of its own, from which it applies
+// again what a crash took back, lets it do so.
+type DeferringStorage interface {
+	TxStorage
+	// Defer(true) lets Update return before its transaction is durable. A crash,
+	// a power failure included, then takes back the latest transactions, each as
+	// a whole and none without those after it: the next GetWALPosition says from
+	// where to apply again. Defer(false) ends that and flushes.
+	Defer(on bool) error
+	// Flush returns when what Update had done when it was called is durable. It
+	// may be called at any time, beside Update too. After it failed Update fails.
+	Flush() error
+}
+
 // Tx is a transaction of a TxStorage.
 type Tx interface {
 	Storage

@@ -152,7 +152,7 @@ func TakeSnapshot(storage replication.Storage, applier *replication.StorageAppli
 		return nil, fmt.Errorf("storage snapshot at position %d, applied is %d", snap.Position(), applier.Position())
 	}
 	return &Snapshot{
-		snap: snap,
+		snap: snap, storage: storage,
 		header: Header{
 			Identity: applier.Identity(), Position: snap.Position(), Outcomes: applier.ExportOutcomes(),
 		},
@@ -183,7 +183,7 @@ func (f *FSM) restore(source io.Reader) error {
 		}
 		if position >= header.Position {
 			f.replayed = header.Position
-			return body.drain()
+			return errors.Join(body.drain(), flush(f.storage))
 		}
 	}
 	snapshotter, ok := f.storage.(replication.StorageSnapshotter)

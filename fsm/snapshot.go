@@ -50,8 +50,9 @@ type wireHeader struct {
 
 // Snapshot is a pinned state of a Storage.
 type Snapshot struct {
-	snap   replication.StorageSnapshot
-	header Header
+	snap    replication.StorageSnapshot
+	storage replication.Storage
+	header  Header
 }
 
 var _ raft.FSMSnapshot = (*Snapshot)(nil)
@@ -85,7 +86,21 @@ func (s *Snapshot) Write(w io.Writer) error {
 	if _, err := s.snap.WriteTo(cw); err != nil {
 		return fmt.Errorf("writing the storage: %w", err)
 	}
+	if err := flush(s.storage); err != nil {
+		return err
+	}
 	return cw.finish()
+}
+
+// flush makes what a storage has applied durable, if it defers that: before a
+// snapshot is whole, as the log is then cut below its position.
+func flush(storage replication.Storage) error {
+	if d, ok := storage.(replication.DeferringStorage); ok {
+		if err := d.Flush(); err != nil {
+			return fmt.Errorf("flushing the storage: %w", err)
+		}
+	}
+	return nil
 }
 
 // Release implements raft.FSMSnapshot.

@@ -15,8 +15,8 @@ import (
 // The benchmarks of this file compare two things on one machine in one run:
 // the one and the other take turns, several times, and the medians are divided.
 const (
-	benchRounds = 31
-	benchSlice  = 250 * time.Millisecond
+	benchRounds = 15
+	benchSlice  = 400 * time.Millisecond
 )
 
 // contender is one side of a comparison.

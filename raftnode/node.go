@@ -356,6 +356,9 @@ func (n *Node) tearDown() error {
 		n.applier.Close()
 	}
 	n.wg.Wait()
+	if d, ok := n.storage.(replication.DeferringStorage); ok && n.raft != nil {
+		errs = append(errs, d.Defer(false))
+	}
 	if n.logs != nil {
 		errs = append(errs, closeIfCloser(n.logs.LogStore))
 	}

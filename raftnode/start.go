@@ -309,6 +309,11 @@ func (n *Node) newestSnapshot() (*raft.SnapshotMeta, *fsm.Header, error) {
 
 // run starts hashicorp/raft and the node's own loop.
 func (n *Node) run(cfg *raft.Config) error {
+	if d, ok := n.storage.(replication.DeferringStorage); ok {
+		if err := d.Defer(true); err != nil { // the log is durable, and is applied again
+			return fmt.Errorf("storage: %w", err)
+		}
+	}
 	machine := fsm.New(n.storage, n.applier, n.fsmOptions())
 	r, err := raft.NewRaft(cfg, machine, n.logs, n.logs, n.snaps, n.rtrans)
 	if err != nil {

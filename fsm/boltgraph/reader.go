@@ -7,7 +7,7 @@ import "github.com/nornicdb/replication"
 
 // HasNode says whether there is a node.
 func (t *tx) HasNode(id replication.NodeID) (bool, error) {
-	return t.nodesB.Get([]byte(id)) != nil, nil
+	return t.nodeRows().get([]byte(id)) != nil, nil
 }
 
 // GetNode returns the node, nil where there is none.
@@ -22,10 +22,10 @@ func (t *tx) GetEdge(from, to replication.NodeID, relType string) (*replication.
 // ends there.
 func (t *tx) ScanEdges(id replication.NodeID, fn func(*replication.Edge) error) error {
 	prefix := joinKey(string(id))
-	if err := scan(t.out, prefix, func(k, _ []byte) error { return t.visit(k, edgeFromOutKey, fn) }); err != nil {
+	if err := t.out().scan(prefix, func(k, _ []byte) error { return t.visit(k, edgeFromOutKey, fn) }); err != nil {
 		return err
 	}
-	return scan(t.in, prefix, func(k, _ []byte) error { return t.visit(k, edgeFromInKey, fn) })
+	return t.in().scan(prefix, func(k, _ []byte) error { return t.visit(k, edgeFromInKey, fn) })
 }
 
 func (t *tx) visit(key []byte, decode func([]byte) (*replication.Edge, error), fn func(*replication.Edge) error) error {

@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"github.com/nornicdb/replication"
-	"go.etcd.io/bbolt"
 )
 
 // A snapshot is the magic and records: a kind byte, then two byte strings with
@@ -29,16 +28,6 @@ const (
 
 var errSnapshot = errors.New("boltgraph: malformed snapshot")
 
-func scan(b *bbolt.Bucket, prefix []byte, fn func(k, v []byte) error) error {
-	c := b.Cursor()
-	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if err := fn(k, v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // snapshot is a read transaction that stays open.
 type snapshot struct {
 	t    *tx
@@ -47,7 +36,7 @@ type snapshot struct {
 
 // Snapshot implements replication.StorageSnapshotter.
 func (s *Store) Snapshot() (replication.StorageSnapshot, error) {
-	t, err := s.beginRead()
+	t, _, err := s.begin(false)
 	if err != nil {
 		return nil, err
 	}
@@ -85,13 +74,13 @@ func (s *snapshot) write(w *bufio.Writer) error {
 	}
 	for _, part := range []struct {
 		kind byte
-		b    *bbolt.Bucket
-	}{{'r', s.t.rows}, {'n', s.t.nodesB}, {'e', s.t.out}} {
-		if err := scan(part.b, nil, func(k, v []byte) error { return writeRecord(w, part.kind, k, v) }); err != nil {
+		b    *bucket
+	}{{'r', s.t.rows()}, {'n', s.t.nodeRows()}, {'e', s.t.out()}} {
+		if err := part.b.scan(nil, func(k, v []byte) error { return writeRecord(w, part.kind, k, v) }); err != nil {
 			return err
 		}
 	}
-	return writeRecord(w, 's', keyState, s.t.btx.Bucket(bucketState).Get(keyState))
+	return writeRecord(w, 's', keyState, s.t.state.encode())
 }
 
 func writeRecord(w *bufio.Writer, kind byte, k, v []byte) error {
@@ -145,25 +134,30 @@ func (s *Store) Restore(r io.Reader) error {
 	if err := s.build(temp, r); err != nil {
 		return errors.Join(fmt.Errorf("boltgraph: restore: %w", err), os.Remove(temp))
 	}
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
+	s.writer.Lock()
+	defer s.writer.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer s.flushed.Broadcast()
 	if err := os.Rename(temp, s.path); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
 	// From here on the file at path is the new one, whatever happens.
 	old := s.db
-	db, err := openFile(s.path, s.options)
+	db, state, err := openFile(s.path, s.options)
 	if err = errors.Join(err, syncDir(filepath.Dir(s.path))); err != nil {
 		if db != nil {
 			err = errors.Join(err, db.Close())
 		}
-		s.broken = fmt.Errorf("%w: %w", replication.ErrRestoreIncomplete, err)
-		return s.broken
+		s.failed = fmt.Errorf("%w: %w", replication.ErrRestoreIncomplete, err)
+		return s.failed
 	}
-	s.db, s.broken = db, nil
-	s.old.Add(1)
+	s.db, s.latest, s.frozen, s.failed = db, &table{state: state, written: state}, nil, nil
+	s.closing.Add(1)
 	go func() { // waits for snapshots of the old file; Close waits for this
-		defer s.old.Done()
+		defer s.closing.Done()
 		_ = old.Close()
 	}()
 	return nil
@@ -181,18 +175,18 @@ func syncDir(dir string) error {
 func (s *Store) build(path string, r io.Reader) error {
 	options := *s.options
 	options.NoSync = true // one sync at the end
-	db, err := openFile(path, &options)
+	temp, err := openStore(path, &options)
 	if err != nil {
 		return err
 	}
-	err = fill(db, bufio.NewReaderSize(r, 64<<10))
+	err = temp.fill(bufio.NewReaderSize(r, 64<<10))
 	if err == nil {
-		err = db.Sync()
+		err = temp.db.Sync()
 	}
-	return errors.Join(err, db.Close())
+	return errors.Join(err, temp.db.Close())
 }
 
-func fill(db *bbolt.DB, r *bufio.Reader) error {
+func (s *Store) fill(r *bufio.Reader) error {
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(r, magic); err != nil {
 		return io.ErrUnexpectedEOF
@@ -201,15 +195,9 @@ func fill(db *bbolt.DB, r *bufio.Reader) error {
 		return fmt.Errorf("%w: not a snapshot of this package, or of another version", errSnapshot)
 	}
 	for done := false; !done; {
-		err := db.Update(func(btx *bbolt.Tx) error {
-			t, err := newTx(btx)
-			if err != nil {
-				return err
-			}
-			if done, err = t.fill(r); err != nil {
-				return err
-			}
-			return t.write(btx)
+		err := s.update(func(t *tx) (err error) {
+			done, err = t.fill(r)
+			return err
 		})
 		if err != nil {
 			return err
@@ -251,7 +239,7 @@ func (t *tx) fillRecord(kind byte, k, v []byte) error {
 		if len(k) == 0 {
 			return fmt.Errorf("%w: row without key", errSnapshot)
 		}
-		return t.rows.Put(k, v)
+		return t.SetMeta(k, v)
 	case 'n':
 		n := new(replication.Node)
 		if err := n.UnmarshalJSON(v); err != nil || string(n.ID) != string(k) {

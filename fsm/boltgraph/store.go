@@ -16,23 +16,31 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// Store is a graph in one bbolt file. Reads are safe at any time; writes are
-// made by one goroutine at a time, as replication.Storage says.
+// Store is a graph in one bbolt file, and what was changed since the file was
+// last written. Reads are safe at any time and wait for nobody; writes are made
+// by one goroutine at a time, as replication.Storage says. See DESIGN.md.
 type Store struct {
 	path    string
 	options *bbolt.Options
-	old     sync.WaitGroup // replaced files being closed
+	limits  limits
 
-	// mu guards the fields below: read-held while a write runs or a read
-	// begins, write-held while a restore replaces the file. A read that runs
-	// then goes on in the old one.
-	mu     sync.RWMutex
-	db     *bbolt.DB
-	broken error // a restore got stuck between the files
+	// The locks are taken in this order.
+	flushing sync.Mutex     // held while the file is written or replaced
+	writer   sync.Mutex     // held by a transaction, and while a table is frozen
+	closing  sync.WaitGroup // replaced files being closed
+
+	// mu guards the fields below.
+	mu       sync.Mutex
+	db       *bbolt.DB
+	latest   *table // never nil; what frozen and the file do not have
+	frozen   *table // being written to the file; nil
+	deferred *flusher
+	failed   error      // of a flush, or a restore got stuck between the files
+	flushed  *sync.Cond // frozen or failed changed
 }
 
 var (
-	_ replication.TxStorage          = (*Store)(nil)
+	_ replication.DeferringStorage   = (*Store)(nil)
 	_ replication.StorageSnapshotter = (*Store)(nil)
 	_ replication.EdgeStorage        = (*Store)(nil)
 )
@@ -48,7 +56,7 @@ func WithNoSync() Option { return func(o *bbolt.Options) { o.NoSync = true } }
 // lockWait is how long Open waits for another process to let go of the file.
 const lockWait = time.Second
 
-// initialMmapBytes is the address space reserved for a file. A write that makes
+// initialMmapBytes is the address space reserved for a file. A flush that makes
 // the file outgrow it waits for every open read, so it is more than most files
 // ever need; where reserving it would cost disk or cannot be had it is left out.
 func initialMmapBytes() int {
@@ -70,19 +78,29 @@ func Open(path string, opts ...Option) (*Store, error) {
 	for _, opt := range opts {
 		opt(&options)
 	}
-	db, err := openFile(path, &options)
+	s, err := openStore(path, &options)
 	if err != nil {
 		return nil, err
 	}
 	// Only now is it certain that no other process is building one.
 	if err := os.Remove(path + restoreSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(fmt.Errorf("boltgraph: removing an unfinished restore: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("boltgraph: removing an unfinished restore: %w", err), s.Close())
 	}
-	return &Store{path: path, options: &options, db: db}, nil
+	return s, nil
+}
+
+func openStore(path string, options *bbolt.Options) (*Store, error) {
+	db, state, err := openFile(path, options)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{path: path, options: options, limits: defaultLimits, db: db, latest: &table{state: state, written: state}}
+	s.flushed = sync.NewCond(&s.mu)
+	return s, nil
 }
 
 // openFile opens a bbolt file and makes sure that it is one of this package's.
-func openFile(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
+func openFile(path string, options *bbolt.Options) (db *bbolt.DB, s state, err error) {
 	db, err = bbolt.Open(path, 0o600, options)
 	if errors.Is(err, syscall.ENOMEM) { // the process may not have that much address space
 		small := *options
@@ -90,35 +108,46 @@ func openFile(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 		db, err = bbolt.Open(path, 0o600, &small)
 	}
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("boltgraph: %s: %w", path, replication.ErrLocked)
+		return nil, s, fmt.Errorf("boltgraph: %s: %w", path, replication.ErrLocked)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("boltgraph: opening %s: %w", path, err)
+		return nil, s, fmt.Errorf("boltgraph: opening %s: %w", path, err)
 	}
-	err = db.Update(func(btx *bbolt.Tx) error {
-		if k, _ := btx.Cursor().First(); k != nil {
-			_, err := readState(btx)
-			return err
+	empty := false
+	err = db.View(func(btx *bbolt.Tx) (err error) {
+		if k, _ := btx.Cursor().First(); k == nil {
+			empty = true
+			return nil
 		}
-		for _, name := range allBuckets {
-			if _, err := btx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		return new(state).write(btx)
+		s, err = readState(btx)
+		return err
 	})
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
+	if err == nil && empty {
+		err = db.Update(createBuckets)
 	}
-	return db, nil
+	if err != nil {
+		return nil, s, errors.Join(fmt.Errorf("%s: %w", path, err), db.Close())
+	}
+	return db, s, nil
 }
 
-// Close waits for snapshots and reads to end.
+func createBuckets(btx *bbolt.Tx) error {
+	for _, name := range append(bucketNames[:], bucketState) {
+		if _, err := btx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	return btx.Bucket(bucketState).Put(keyState, new(state).encode())
+}
+
+// Close makes everything durable and waits for snapshots and reads to end.
 func (s *Store) Close() error {
+	err := s.Defer(false)
 	s.mu.Lock()
-	err := s.db.Close()
+	db := s.db
 	s.mu.Unlock()
-	s.old.Wait()
+	err = errors.Join(err, db.Close())
+	s.closing.Wait()
 	return err
 }
 
@@ -128,21 +157,53 @@ func (s *Store) Update(fn func(replication.Tx) error) error {
 }
 
 func (s *Store) update(fn func(*tx) error) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.broken != nil {
-		return s.broken
+	deferred, err := s.change(fn)
+	if err == nil && !deferred {
+		err = s.Flush()
 	}
-	return s.db.Update(func(btx *bbolt.Tx) error {
-		t, err := newTx(btx)
-		if err != nil {
-			return err
-		}
-		if err := fn(t); err != nil {
-			return err
-		}
-		return t.write(btx)
-	})
+	return err
+}
+
+// change makes a transaction that is durable with the next flush.
+func (s *Store) change(fn func(*tx) error) (deferred bool, err error) {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	t, before, err := s.begin(true)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = t.btx.Rollback() }() // it only reads the file
+	if err := fn(t); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.latest = t.table(before)
+	if s.deferred == nil {
+		return false, nil
+	}
+	if s.latest.bytes >= s.limits.bytes {
+		s.deferred.rouse()
+	}
+	return true, nil
+}
+
+// begin makes a transaction. A writer waits until there is room for what it
+// adds; a reader does not look at failures, as what it sees is whole.
+func (s *Store) begin(write bool) (*tx, *table, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for write && s.failed == nil && s.frozen != nil && s.latest.bytes >= s.limits.bytes {
+		s.flushed.Wait()
+	}
+	if s.failed != nil && (write || errors.Is(s.failed, replication.ErrRestoreIncomplete)) {
+		return nil, nil, s.failed
+	}
+	btx, err := s.db.Begin(false)
+	if err != nil {
+		return nil, nil, err
+	}
+	return newTx(btx, s.frozen, s.latest), s.latest, nil
 }
 
 // View implements replication.TxStorage.
@@ -151,30 +212,12 @@ func (s *Store) View(fn func(replication.Meta) error) error {
 }
 
 func (s *Store) view(fn func(*tx) error) error {
-	t, err := s.beginRead()
+	t, _, err := s.begin(false)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = t.btx.Rollback() }() // a read has nothing to lose
 	return fn(t)
-}
-
-// beginRead begins a read transaction, which its caller rolls back.
-func (s *Store) beginRead() (*tx, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.broken != nil {
-		return nil, s.broken
-	}
-	btx, err := s.db.Begin(false)
-	if err != nil {
-		return nil, err
-	}
-	t, err := newTx(btx)
-	if err != nil {
-		return nil, errors.Join(err, btx.Rollback())
-	}
-	return t, nil
 }
 
 // ApplyCommand implements replication.Storage, in a transaction of its own like
@@ -289,11 +332,11 @@ func (s *Store) Edges(id replication.NodeID, dir Direction, fn func(*replication
 		if _, err := t.existing(id); err != nil {
 			return err
 		}
-		index, decode := t.out, edgeFromOutKey
+		index, decode := t.out(), edgeFromOutKey
 		if dir == In {
-			index, decode = t.in, edgeFromInKey
+			index, decode = t.in(), edgeFromInKey
 		}
-		return scan(index, joinKey(string(id)), func(k, _ []byte) error {
+		return index.scan(joinKey(string(id)), func(k, _ []byte) error {
 			e, err := decode(k)
 			if err != nil {
 				return err
@@ -320,7 +363,7 @@ func (s *Store) Walk(node func(*replication.Node) error, edge func(*replication.
 }
 
 func (t *tx) walk(node func(*replication.Node) error, edge func(*replication.Edge) error) error {
-	err := scan(t.nodesB, nil, func(k, _ []byte) error {
+	err := t.nodeRows().scan(nil, func(k, _ []byte) error {
 		n, err := t.node(replication.NodeID(k))
 		if err != nil {
 			return err
@@ -330,7 +373,7 @@ func (t *tx) walk(node func(*replication.Node) error, edge func(*replication.Edg
 	if err != nil {
 		return err
 	}
-	return scan(t.out, nil, func(k, v []byte) error {
+	return t.out().scan(nil, func(k, v []byte) error {
 		e, err := edgeFromOutKey(k)
 		if err != nil {
 			return err

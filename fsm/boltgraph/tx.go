@@ -11,13 +11,7 @@ import (
 )
 
 var (
-	bucketState = []byte("state")    // one row: see state
-	bucketNodes = []byte("nodes")    // ID → canonical node JSON
-	bucketOut   = []byte("out")      // from, type, to, ID → canonical properties
-	bucketIn    = []byte("in")       // to, type, from, ID → nothing
-	bucketIDs   = []byte("edge_ids") // non-empty edge ID → key in out
-	bucketRows  = []byte("rows")     // metadata rows
-	allBuckets  = [][]byte{bucketState, bucketNodes, bucketOut, bucketIn, bucketIDs, bucketRows}
+	bucketState = []byte("state") // one row: see state
 	keyState    = []byte("state")
 )
 
@@ -53,19 +47,20 @@ func readState(btx *bbolt.Tx) (s state, err error) {
 	return s, nil
 }
 
-func (s *state) write(btx *bbolt.Tx) error {
+func (s *state) encode() []byte {
 	v := []byte{formatVersion}
 	v = binary.BigEndian.AppendUint64(v, s.position)
 	v = binary.BigEndian.AppendUint64(v, s.nodes)
 	v = binary.BigEndian.AppendUint64(v, s.edges)
-	return btx.Bucket(bucketState).Put(keyState, append(v, s.digest.bytes()...))
+	return append(v, s.digest.bytes()...)
 }
 
-// tx is a transaction; it keeps the state and writes it once, at the end.
+// tx is a transaction: a read transaction of the file, what memory has over it,
+// and the transaction's own changes, which the file gets later.
 type tx struct {
 	btx *bbolt.Tx
 	state
-	nodesB, out, in, ids, rows *bbolt.Bucket
+	buckets [layeredBuckets]bucket
 }
 
 var (
@@ -73,35 +68,58 @@ var (
 	_ replication.EdgeStorage = (*tx)(nil)
 )
 
-func newTx(btx *bbolt.Tx) (*tx, error) {
-	s, err := readState(btx)
-	if err != nil {
-		return nil, err
+// newTx makes a transaction over a file, the table being written to it, if any,
+// and the latest table.
+func newTx(btx *bbolt.Tx, frozen, latest *table) *tx {
+	t := &tx{btx: btx, state: latest.state}
+	for i, name := range bucketNames {
+		b := &t.buckets[i]
+		b.base = btx.Bucket(name)
+		if frozen != nil {
+			b.frozen = frozen.roots[i]
+		}
+		b.latest.root = latest.roots[i]
 	}
-	return &tx{btx: btx, state: s, nodesB: btx.Bucket(bucketNodes), out: btx.Bucket(bucketOut),
-		in: btx.Bucket(bucketIn), ids: btx.Bucket(bucketIDs), rows: btx.Bucket(bucketRows)}, nil
+	return t
 }
+
+// table is what before, the latest table, becomes with the transaction.
+func (t *tx) table(before *table) *table {
+	result := &table{bytes: before.bytes, state: t.state, written: before.written}
+	for i := range t.buckets {
+		result.roots[i] = t.buckets[i].latest.root
+		result.bytes += t.buckets[i].latest.bytes
+	}
+	return result
+}
+
+func (t *tx) nodeRows() *bucket { return &t.buckets[nodesBucket] }
+func (t *tx) out() *bucket      { return &t.buckets[outBucket] }
+func (t *tx) in() *bucket       { return &t.buckets[inBucket] }
+func (t *tx) ids() *bucket      { return &t.buckets[idsBucket] }
+func (t *tx) rows() *bucket     { return &t.buckets[rowsBucket] }
 
 func (t *tx) ApplyCommand(cmd *replication.Command) error { return replication.Dispatch(t, cmd) }
 
 func (t *tx) GetWALPosition() (uint64, error)  { return t.position, nil }
 func (t *tx) SetWALPosition(pos uint64) error  { t.position = pos; return nil }
-func (t *tx) GetMeta(k []byte) ([]byte, error) { return bytes.Clone(t.rows.Get(k)), nil }
+func (t *tx) GetMeta(k []byte) ([]byte, error) { return bytes.Clone(t.rows().get(k)), nil }
 
 func (t *tx) SetMeta(key, value []byte) error {
-	if value == nil {
-		return t.rows.Delete(key)
+	if len(key) == 0 || len(key) > bbolt.MaxKeySize {
+		return fmt.Errorf("boltgraph: metadata key of %d bytes", len(key))
 	}
-	return t.rows.Put(bytes.Clone(key), append([]byte{}, value...)) // bbolt keeps both until the commit
+	t.rows().put(bytes.Clone(key), bytes.Clone(value))
+	return nil
 }
 
 func (t *tx) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
-	return scan(t.rows, prefix, fn)
+	return t.rows().scan(prefix, fn)
 }
 
 // node reads a node; nil where there is none.
 func (t *tx) node(id replication.NodeID) (*replication.Node, error) {
-	v := t.nodesB.Get([]byte(id))
+	v := t.nodeRows().get([]byte(id))
 	if v == nil {
 		return nil, nil
 	}
@@ -140,7 +158,8 @@ func (t *tx) putNode(n *replication.Node, old *replication.Node) error {
 	}
 	t.digest.add(d)
 	t.nodes++
-	return t.nodesB.Put([]byte(n.ID), data)
+	t.nodeRows().put([]byte(n.ID), data)
+	return nil
 }
 
 func (t *tx) forgetNode(old *replication.Node) error {
@@ -157,7 +176,7 @@ func (t *tx) CreateNode(n *replication.Node) error {
 	if err := checkIDs(string(n.ID)); err != nil {
 		return err
 	}
-	if t.nodesB.Get([]byte(n.ID)) != nil {
+	if t.nodeRows().get([]byte(n.ID)) != nil {
 		return fmt.Errorf("%w: node %q", replication.ErrExists, n.ID)
 	}
 	return t.putNode(n, nil)
@@ -209,31 +228,39 @@ func (t *tx) DeleteNode(id replication.NodeID) error {
 		return err
 	}
 	prefix := joinKey(string(id))
-	if err := t.deleteEdges(t.out, prefix, edgeFromOutKey); err != nil {
+	if err := t.deleteEdges(t.out(), prefix, edgeFromOutKey); err != nil {
 		return err
 	}
-	if err := t.deleteEdges(t.in, prefix, edgeFromInKey); err != nil {
+	if err := t.deleteEdges(t.in(), prefix, edgeFromInKey); err != nil {
 		return err
 	}
 	if err := t.forgetNode(n); err != nil {
 		return err
 	}
-	return t.nodesB.Delete([]byte(id))
+	t.nodeRows().put([]byte(id), nil)
+	return nil
 }
 
-// deleteEdges deletes every edge under a prefix of an index, some at a time,
-// as a cursor must not be moved over what is deleted under it.
-func (t *tx) deleteEdges(index *bbolt.Bucket, prefix []byte, decode func([]byte) (*replication.Edge, error)) error {
+// errEnough ends a scan.
+var errEnough = errors.New("enough")
+
+// deleteEdges deletes every edge under a prefix of an index, some at a time, as
+// a bucket must not be written to while it is scanned.
+func (t *tx) deleteEdges(index *bucket, prefix []byte, decode func([]byte) (*replication.Edge, error)) error {
 	const step = 1000
 	for {
 		var batch []*replication.Edge
-		c := index.Cursor()
-		for k, _ := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix) && len(batch) < step; k, _ = c.Next() {
+		err := index.scan(prefix, func(k, _ []byte) error {
 			e, err := decode(k)
-			if err != nil {
-				return err
+			if err == nil {
+				if batch = append(batch, e); len(batch) == step {
+					err = errEnough
+				}
 			}
-			batch = append(batch, e)
+			return err
+		})
+		if err != nil && err != errEnough {
+			return err
 		}
 		for _, e := range batch {
 			if err := t.deleteEdge(e); err != nil {
@@ -248,7 +275,7 @@ func (t *tx) deleteEdges(index *bbolt.Bucket, prefix []byte, decode func([]byte)
 
 // edge reads the edge with the identity of e; nil where there is none.
 func (t *tx) edge(e *replication.Edge) (*replication.Edge, error) {
-	v := t.out.Get(outKey(e))
+	v := t.out().get(outKey(e))
 	if v == nil {
 		return nil, nil
 	}
@@ -286,13 +313,15 @@ func (t *tx) putEdge(e *replication.Edge, old *replication.Edge) error {
 	}
 	t.digest.add(d)
 	key := outKey(e)
-	if err := t.out.Put(key, props); err != nil || old != nil {
-		return err
+	t.out().put(key, props)
+	if old != nil {
+		return nil
 	}
-	if err := t.in.Put(inKey(e), []byte{}); err != nil || e.ID == "" {
-		return err
+	t.in().put(inKey(e), []byte{})
+	if e.ID != "" {
+		t.ids().put([]byte(e.ID), key)
 	}
-	return t.ids.Put([]byte(e.ID), key)
+	return nil
 }
 
 func (t *tx) CreateEdge(e *replication.Edge) error {
@@ -300,11 +329,11 @@ func (t *tx) CreateEdge(e *replication.Edge) error {
 		return err
 	}
 	for _, end := range []replication.NodeID{e.StartNode, e.EndNode} {
-		if t.nodesB.Get([]byte(end)) == nil {
+		if t.nodeRows().get([]byte(end)) == nil {
 			return fmt.Errorf("%w: node %q", replication.ErrMissingEnd, end)
 		}
 	}
-	if t.out.Get(outKey(e)) != nil || e.ID != "" && t.ids.Get([]byte(e.ID)) != nil {
+	if t.out().get(outKey(e)) != nil || e.ID != "" && t.ids().get([]byte(e.ID)) != nil {
 		return fmt.Errorf("%w: edge %q -%s-> %q %s", replication.ErrExists, e.StartNode, e.Type, e.EndNode, e.ID)
 	}
 	return t.putEdge(e, nil)
@@ -340,7 +369,7 @@ func (t *tx) DeleteEdgeByID(id replication.EdgeID) error {
 	if err := checkIDs(string(id)); err != nil {
 		return err
 	}
-	key := t.ids.Get([]byte(id))
+	key := t.ids().get([]byte(id))
 	if key == nil {
 		return fmt.Errorf("%w: edge %q", replication.ErrNotFound, id)
 	}
@@ -365,11 +394,10 @@ func (t *tx) deleteEdge(e *replication.Edge) error {
 	}
 	t.digest.sub(d)
 	t.edges--
-	if err := t.out.Delete(outKey(e)); err != nil {
-		return err
+	t.out().put(outKey(e), nil)
+	t.in().put(inKey(e), nil)
+	if e.ID != "" {
+		t.ids().put([]byte(e.ID), nil)
 	}
-	if err := t.in.Delete(inKey(e)); err != nil || e.ID == "" {
-		return err
-	}
-	return t.ids.Delete([]byte(e.ID))
+	return nil
 }

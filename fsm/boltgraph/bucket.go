@@ -1,0 +1,91 @@
+package boltgraph
+
+import (
+	"bytes"
+
+	"go.etcd.io/bbolt"
+)
+
+// The buckets of a file that layers can lie over, and their places in a table.
+const (
+	nodesBucket = iota // ID → canonical node JSON
+	outBucket          // from, type, to, ID → canonical properties
+	inBucket           // to, type, from, ID → nothing
+	idsBucket          // non-empty edge ID → key in out
+	rowsBucket         // metadata rows
+	layeredBuckets
+)
+
+var bucketNames = [layeredBuckets][]byte{[]byte("nodes"), []byte("out"), []byte("in"), []byte("edge_ids"), []byte("rows")}
+
+// table is what transactions changed since the file was written, or since an
+// older table was set aside to be written, and the state after the last one.
+type table struct {
+	roots   [layeredBuckets]*layerNode
+	bytes   int
+	state   state
+	written state // what it began with
+}
+
+// bucket is a bucket as one transaction sees it: its file, over that the table
+// being written, over that the latest one.
+type bucket struct {
+	base   *bbolt.Bucket
+	frozen *layerNode
+	latest layerEdit
+}
+
+// get returns a value that must not be changed, and is valid as long as the
+// transaction; nil where there is none.
+func (b *bucket) get(key []byte) []byte {
+	if v, known := b.latest.root.get(key); known {
+		return v
+	}
+	if v, known := b.frozen.get(key); known {
+		return v
+	}
+	return b.base.Get(key)
+}
+
+// put sets a value; nil deletes it. It keeps both slices.
+func (b *bucket) put(key, value []byte) { b.latest.put(key, value) }
+
+// scan calls fn for each key with the prefix, in order, until it fails. The
+// bucket must not be written to meanwhile.
+func (b *bucket) scan(prefix []byte, fn func(k, v []byte) error) error {
+	newest, older, file := b.latest.root.seek(prefix), b.frozen.seek(prefix), b.base.Cursor()
+	baseK, baseV := file.Seek(prefix)
+	for {
+		k, v := newest.item()
+		olderK, olderV := older.item()
+		k, v = lower(k, v, olderK, olderV)
+		k, v = lower(k, v, baseK, baseV)
+		if k == nil || !bytes.HasPrefix(k, prefix) {
+			return nil
+		}
+		if newestK, _ := newest.item(); bytes.Equal(newestK, k) {
+			newest.advance()
+		}
+		if bytes.Equal(olderK, k) {
+			older.advance()
+		}
+		same := bytes.Equal(baseK, k)
+		if v != nil {
+			if err := fn(k, v); err != nil {
+				return err
+			}
+		}
+		if same {
+			baseK, baseV = file.Next()
+		}
+	}
+}
+
+// lower returns the item with the lower key, the first one if they are equal; a
+// nil key is above all.
+func lower(k1, v1, k2, v2 []byte) (k, v []byte) {
+	if k2 == nil || k1 != nil && bytes.Compare(k1, k2) <= 0 {
+		return k1, v1
+	}
+	return k2, v2
+}

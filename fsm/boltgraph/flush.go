@@ -1,0 +1,131 @@
+package boltgraph
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// limits say when a store that defers writes its file.
+type limits struct {
+	bytes int // that the latest table takes, about; it may reach twice that
+	every time.Duration
+}
+
+var defaultLimits = limits{bytes: 16 << 20, every: 2 * time.Second}
+
+// flusher is the goroutine of a store that defers.
+type flusher struct {
+	wake chan struct{}
+	stop chan struct{}
+	wg   sync.WaitGroup
+}
+
+func (f *flusher) rouse() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Defer implements replication.DeferringStorage.
+func (s *Store) Defer(on bool) error {
+	s.mu.Lock()
+	old := s.deferred
+	if on == (old != nil) {
+		s.mu.Unlock()
+		if on {
+			return nil
+		}
+		return s.Flush()
+	}
+	s.deferred = nil
+	if on {
+		s.deferred = s.startFlusher()
+	}
+	s.mu.Unlock()
+	if on {
+		return nil
+	}
+	close(old.stop)
+	old.wg.Wait()
+	return s.Flush()
+}
+
+func (s *Store) startFlusher() *flusher {
+	f := &flusher{wake: make(chan struct{}, 1), stop: make(chan struct{})}
+	f.wg.Go(func() {
+		tick := time.NewTicker(s.limits.every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-f.wake:
+			case <-f.stop:
+				return
+			}
+			_ = s.Flush() // the next write gets the error
+		}
+	})
+	return f
+}
+
+// Flush implements replication.DeferringStorage.
+func (s *Store) Flush() error {
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
+	s.writer.Lock()
+	s.mu.Lock()
+	if s.failed != nil || s.latest.clean() {
+		defer s.writer.Unlock()
+		defer s.mu.Unlock()
+		return s.failed
+	}
+	frozen, db := s.latest, s.db
+	s.frozen, s.latest = frozen, &table{state: frozen.state, written: frozen.state}
+	s.mu.Unlock()
+	s.writer.Unlock()
+
+	err := db.Update(frozen.write)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.flushed.Broadcast()
+	if err != nil {
+		// What the file now holds is for the next Open to find out; memory has
+		// what readers see.
+		s.failed = fmt.Errorf("boltgraph: writing %s: %w", s.path, err)
+		return s.failed
+	}
+	s.frozen = nil
+	return nil
+}
+
+// write puts a table into a file: its position, and with it everything else, as
+// one.
+func (t *table) write(btx *bbolt.Tx) error {
+	for i, root := range t.roots {
+		b := btx.Bucket(bucketNames[i])
+		for c := root.seek(nil); ; c.advance() {
+			k, v := c.item()
+			if k == nil {
+				break
+			}
+			var err error
+			if v == nil {
+				err = b.Delete(k)
+			} else {
+				err = b.Put(k, v)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return btx.Bucket(bucketState).Put(keyState, t.state.encode())
+}
+
+// clean: the file has everything.
+func (t *table) clean() bool { return t.bytes == 0 && t.state == t.written }
