@@ -19,6 +19,9 @@ const maxValueDepth = 64
 // An integer beyond int64, trailing data or deep nesting is an error that
 // wraps [ErrInvalidCommand].
 func DecodeValue(data []byte) (any, error) {
+	if v, ok := decodePlain(data); ok {
+		return v, nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	var raw any
@@ -29,6 +32,43 @@ func DecodeValue(data []byte) (any, error) {
 		return nil, fmt.Errorf("%w: data after the value", ErrInvalidCommand)
 	}
 	return normalize(raw, 0)
+}
+
+// decodePlain decodes what most values are: a string that is written as it is,
+// an integer of some digits.
+func decodePlain(data []byte) (any, bool) {
+	n := len(data)
+	if n >= 2 && data[0] == '"' && data[n-1] == '"' {
+		if plainText(data[1 : n-1]) {
+			return string(data[1 : n-1]), true
+		}
+		return nil, false
+	}
+	const digits = 15
+	if n == 0 || n > digits || data[0] == '0' && n > 1 {
+		return nil, false
+	}
+	i := int64(0)
+	for _, c := range data {
+		if c < '0' || c > '9' {
+			return nil, false
+		}
+		i = 10*i + int64(c-'0')
+	}
+	return i, true
+}
+
+// plainText: a string of these bytes is its own JSON form, between quotes.
+func plainText[T string | []byte](s T) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c > '~':
+			return false
+		case c == '"' || c == '\\' || c == '<' || c == '>' || c == '&':
+			return false
+		}
+	}
+	return true
 }
 
 // NormalizeValue converts v to the types that DecodeValue returns, so that a
@@ -131,11 +171,43 @@ func finite(f float64) (any, error) {
 // floats. Equal values have equal bytes on every node, which is what digests
 // and comparisons stand on. The error wraps [ErrInvalidCommand].
 func AppendValue(dst []byte, v any) ([]byte, error) {
+	if isNormal(v, 0) {
+		return appendNormal(dst, v), nil
+	}
 	n, err := normalize(v, 0)
 	if err != nil {
 		return dst, err
 	}
 	return appendNormal(dst, n), nil
+}
+
+// isNormal: normalize would return v as it is.
+func isNormal(v any, depth int) bool {
+	if depth > maxValueDepth {
+		return false
+	}
+	switch x := v.(type) {
+	case nil, bool, string, int64:
+		return true
+	case float64:
+		return !math.IsNaN(x) && !math.IsInf(x, 0)
+	case []any:
+		for _, item := range x {
+			if !isNormal(item, depth+1) {
+				return false
+			}
+		}
+		return true
+	case map[string]any:
+		for _, item := range x {
+			if !isNormal(item, depth+1) {
+				return false
+			}
+		}
+		return true
+	default:
+		return false
+	}
 }
 
 func appendNormal(dst []byte, v any) []byte {
@@ -190,6 +262,11 @@ func appendFloat(dst []byte, f float64) []byte {
 }
 
 func appendString(dst []byte, s string) []byte {
+	if plainText(s) {
+		dst = append(dst, '"')
+		dst = append(dst, s...)
+		return append(dst, '"')
+	}
 	b, err := json.Marshal(s)
 	if err != nil { // json.Marshal of a string has no error path
 		panic(err)

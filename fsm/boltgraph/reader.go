@@ -11,7 +11,13 @@ func (t *tx) HasNode(id replication.NodeID) (bool, error) {
 }
 
 // GetNode returns the node, nil where there is none.
-func (t *tx) GetNode(id replication.NodeID) (*replication.Node, error) { return t.node(id) }
+func (t *tx) GetNode(id replication.NodeID) (*replication.Node, error) {
+	v := t.nodeRows().get([]byte(id))
+	if v == nil {
+		return nil, nil
+	}
+	return decodeNode(id, v)
+}
 
 // GetEdge returns the edge without an ID, nil where there is none.
 func (t *tx) GetEdge(from, to replication.NodeID, relType string) (*replication.Edge, error) {

@@ -363,8 +363,8 @@ func (s *Store) Walk(node func(*replication.Node) error, edge func(*replication.
 }
 
 func (t *tx) walk(node func(*replication.Node) error, edge func(*replication.Edge) error) error {
-	err := t.nodeRows().scan(nil, func(k, _ []byte) error {
-		n, err := t.node(replication.NodeID(k))
+	err := t.nodeRows().scan(nil, func(k, v []byte) error {
+		n, err := decodeNode(replication.NodeID(k), v)
 		if err != nil {
 			return err
 		}

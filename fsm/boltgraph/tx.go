@@ -117,14 +117,10 @@ func (t *tx) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
 	return t.rows().scan(prefix, fn)
 }
 
-// node reads a node; nil where there is none.
-func (t *tx) node(id replication.NodeID) (*replication.Node, error) {
-	v := t.nodeRows().get([]byte(id))
-	if v == nil {
-		return nil, nil
-	}
+// decodeNode decodes a stored node.
+func decodeNode(id replication.NodeID, stored []byte) (*replication.Node, error) {
 	n := new(replication.Node)
-	if err := n.UnmarshalJSON(v); err != nil {
+	if err := n.UnmarshalJSON(stored); err != nil {
 		return nil, fmt.Errorf("%w: node %q: %v", errDamaged, id, err)
 	}
 	return n, nil
@@ -132,7 +128,16 @@ func (t *tx) node(id replication.NodeID) (*replication.Node, error) {
 
 // withoutNulls leaves out the properties that are null: they are not there.
 func withoutNulls(props map[string]any) map[string]any {
-	kept := make(map[string]any, len(props))
+	nulls := 0
+	for _, v := range props {
+		if v == nil {
+			nulls++
+		}
+	}
+	if props != nil && nulls == 0 {
+		return props
+	}
+	kept := make(map[string]any, len(props)-nulls)
 	for k, v := range props {
 		if v != nil {
 			kept[k] = v
@@ -141,18 +146,19 @@ func withoutNulls(props map[string]any) map[string]any {
 	return kept
 }
 
-func (t *tx) putNode(n *replication.Node, old *replication.Node) error {
+// putNode stores a node in place of old, its stored form; nil: there is none.
+func (t *tx) putNode(n *replication.Node, old []byte) error {
 	n = &replication.Node{ID: n.ID, Labels: n.Labels, Properties: withoutNulls(n.Properties)}
 	data, err := n.MarshalJSON()
 	if err != nil {
 		return err // a value without JSON form: the verdict ErrInvalidCommand
 	}
-	d, err := nodeDigest(n)
+	d, err := nodeDigest(data, func() (*replication.Node, error) { return n, nil })
 	if err != nil {
 		return err
 	}
 	if old != nil {
-		if err := t.forgetNode(old); err != nil {
+		if err := t.forgetNode(n.ID, old); err != nil {
 			return err
 		}
 	}
@@ -162,8 +168,8 @@ func (t *tx) putNode(n *replication.Node, old *replication.Node) error {
 	return nil
 }
 
-func (t *tx) forgetNode(old *replication.Node) error {
-	d, err := nodeDigest(old)
+func (t *tx) forgetNode(id replication.NodeID, old []byte) error {
+	d, err := nodeDigest(old, func() (*replication.Node, error) { return decodeNode(id, old) })
 	if err != nil {
 		return err
 	}
@@ -182,19 +188,28 @@ func (t *tx) CreateNode(n *replication.Node) error {
 	return t.putNode(n, nil)
 }
 
-func (t *tx) existing(id replication.NodeID) (*replication.Node, error) {
+// stored is the stored form of a node.
+func (t *tx) stored(id replication.NodeID) ([]byte, error) {
 	if err := checkIDs(string(id)); err != nil {
 		return nil, err
 	}
-	n, err := t.node(id)
-	if err == nil && n == nil {
-		err = fmt.Errorf("%w: node %q", replication.ErrNotFound, id)
+	v := t.nodeRows().get([]byte(id))
+	if v == nil {
+		return nil, fmt.Errorf("%w: node %q", replication.ErrNotFound, id)
 	}
-	return n, err
+	return v, nil
+}
+
+func (t *tx) existing(id replication.NodeID) (*replication.Node, error) {
+	v, err := t.stored(id)
+	if err != nil {
+		return nil, err
+	}
+	return decodeNode(id, v)
 }
 
 func (t *tx) UpdateNode(n *replication.Node) error {
-	old, err := t.existing(n.ID)
+	old, err := t.stored(n.ID)
 	if err != nil {
 		return err
 	}
@@ -202,17 +217,17 @@ func (t *tx) UpdateNode(n *replication.Node) error {
 }
 
 func (t *tx) SetProperty(id replication.NodeID, key string, value interface{}) error {
-	n, err := t.existing(id)
+	old, err := t.stored(id)
+	if err != nil {
+		return err
+	}
+	n, err := decodeNode(id, old)
 	if err != nil {
 		return err
 	}
 	value, err = replication.NormalizeValue(value)
 	if err != nil {
 		return err
-	}
-	old := &replication.Node{ID: n.ID, Labels: n.Labels, Properties: make(map[string]any, len(n.Properties))}
-	for k, v := range n.Properties {
-		old.Properties[k] = v
 	}
 	if value == nil {
 		delete(n.Properties, key)
@@ -223,7 +238,7 @@ func (t *tx) SetProperty(id replication.NodeID, key string, value interface{}) e
 }
 
 func (t *tx) DeleteNode(id replication.NodeID) error {
-	n, err := t.existing(id)
+	old, err := t.stored(id)
 	if err != nil {
 		return err
 	}
@@ -234,7 +249,7 @@ func (t *tx) DeleteNode(id replication.NodeID) error {
 	if err := t.deleteEdges(t.in(), prefix, edgeFromInKey); err != nil {
 		return err
 	}
-	if err := t.forgetNode(n); err != nil {
+	if err := t.forgetNode(id, old); err != nil {
 		return err
 	}
 	t.nodeRows().put([]byte(id), nil)

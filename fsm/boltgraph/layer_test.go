@@ -1,0 +1,135 @@
+package boltgraph
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/bbolt"
+	"pgregory.net/rapid"
+)
+
+func contentOf(n *layerNode, from []byte) (all []string) {
+	for c := n.seek(from); ; c.advance() {
+		k, v := c.item()
+		if k == nil {
+			return all
+		}
+		all = append(all, fmt.Sprintf("%s=%s", k, v))
+	}
+}
+
+// TestLayerIsASortedMapOfWhichOldRootsStayAsTheyWere against a Go map.
+func TestLayerIsASortedMapOfWhichOldRootsStayAsTheyWere(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		model := map[string]string{}
+		want := func(from string) (all []string) {
+			for k, v := range model {
+				if k >= from {
+					all = append(all, k+"="+v)
+				}
+			}
+			slices.Sort(all)
+			return all
+		}
+		type version struct {
+			root    *layerNode
+			content []string
+		}
+		var versions []version
+		var root *layerNode
+		for range rapid.IntRange(1, 8).Draw(t, "transactions") {
+			e := &layerEdit{root: root}
+			for range rapid.IntRange(0, 120).Draw(t, "puts") {
+				k, v := fmt.Sprintf("%03d", rapid.IntRange(0, 400).Draw(t, "key")), rapid.StringN(0, 3, 3).Draw(t, "value")
+				e.put([]byte(k), []byte(v))
+				model[k] = v
+			}
+			root = e.root
+			versions = append(versions, version{root, want("")})
+		}
+		for _, v := range versions {
+			require.Equal(t, v.content, contentOf(v.root, nil))
+		}
+		for k, v := range model {
+			got, known := root.get([]byte(k))
+			require.True(t, known)
+			require.Equal(t, v, string(got))
+		}
+		_, known := root.get([]byte("x"))
+		require.False(t, known)
+		from := fmt.Sprintf("%03d", rapid.IntRange(0, 401).Draw(t, "from"))
+		require.Equal(t, want(from), contentOf(root, []byte(from)))
+	})
+}
+
+// TestBucketShowsTheNewestOfThreeLayers: what was deleted above is not there,
+// whatever is below.
+func TestBucketShowsTheNewestOfThreeLayers(t *testing.T) {
+	db, err := bbolt.Open(filepath.Join(t.TempDir(), "b.db"), 0o600, nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	rapid.Check(t, func(t *rapid.T) {
+		btx, err := db.Begin(true)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, btx.Rollback()) }()
+		base, err := btx.CreateBucket([]byte("b"))
+		require.NoError(t, err)
+		model := map[string]string{}
+		keys := rapid.SliceOfN(rapid.StringMatching("[ab]{1,4}"), 0, 20)
+		for _, k := range keys.Draw(t, "file") {
+			require.NoError(t, base.Put([]byte(k), []byte("file")))
+			model[k] = "file"
+		}
+		layer := func(name string) *layerNode {
+			e := new(layerEdit)
+			for _, k := range keys.Draw(t, name) {
+				if rapid.Bool().Draw(t, "delete") {
+					e.put([]byte(k), nil)
+					delete(model, k)
+				} else {
+					e.put([]byte(k), []byte(name))
+					model[k] = name
+				}
+			}
+			return e.root
+		}
+		b := &bucket{base: base, frozen: layer("frozen")}
+		b.latest.root = layer("latest")
+		prefix := rapid.StringMatching("[ab]{0,2}").Draw(t, "prefix")
+		var want, got []string
+		for k, v := range model {
+			require.Equal(t, v, string(b.get([]byte(k))))
+			if bytes.HasPrefix([]byte(k), []byte(prefix)) {
+				want = append(want, k+"="+v)
+			}
+		}
+		slices.Sort(want)
+		require.NoError(t, b.scan([]byte(prefix), func(k, v []byte) error {
+			got = append(got, fmt.Sprintf("%s=%s", k, v))
+			return nil
+		}))
+		require.Equal(t, want, got)
+	})
+}
+
+func TestSortedLabels(t *testing.T) {
+	for want, lists := range map[bool][][]string{
+		true:  {nil, {"A"}, {""}, {"A", "B"}, {"A", "AB", "B"}},
+		false: {{"B", "A"}, {"A", "A"}, {"A", "C", "B"}, {"\n"}, {"A", `"`}},
+	} {
+		for _, labels := range lists {
+			data, err := (&replication.Node{ID: "x", Labels: labels, Properties: map[string]any{"labels": []any{"b", "a"}}}).MarshalJSON()
+			require.NoError(t, err)
+			require.Equal(t, want, sortedLabels(data), "%q", labels)
+			for cut := range data { // damaged files do not make it panic
+				_ = sortedLabels(data[:cut])
+			}
+		}
+	}
+	require.False(t, sortedLabels([]byte(`{"id":"a\"b","labels":[]`)))
+}
