@@ -397,7 +397,7 @@ func (n *Node) handleReadIndex(ctx context.Context, req *replication.Request) (a
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*n.cfg.Raft.ElectionTimeout)
 	defer cancel()
-	index, err := n.reads.index(ctx, r.Level)
+	index, err := n.leaderIndex(ctx, r.Level)
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,8 @@ type Node struct {
 	rtrans    *observedTransport
 	raft      *raft.Raft
 	submit    *submitter
-	reads     *readRounds
+	reads     *readRounds // of the leader
+	asked     *readRounds // of a node that asks the leader
 	observer  *raft.Observer
 	notify    chan bool // gained or lost leadership
 	// replayFrom is the storage's position in the newest snapshot at the start.

@@ -4,18 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 )
 
-// readRounds answers linearizable reads on the leader: one round of fresh
-// heartbeats serves every reader that waited when it began (Raft dissertation,
-// section 6.4). A reader that comes during a round waits for the next.
+// readRounds lets readers share what one of them costs: a round serves every
+// reader that waited when it began, one that comes during a round waits for the
+// next. On the leader a round is one of fresh heartbeats (Raft dissertation,
+// section 6.4), on another node a request to the leader.
 type readRounds struct {
 	n *Node
+	// do returns the position that whoever asked before the call must have
+	// applied. It gives up after roundTimeout.
+	do func(ctx context.Context) (uint64, error)
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -29,12 +35,10 @@ type readRound struct {
 	err   error
 }
 
+func (n *Node) roundTimeout() time.Duration { return 2 * n.cfg.Raft.ElectionTimeout }
+
 // index returns the position that a reader who asks now must have applied.
-// ALL makes every voter confirm, the other levels a quorum.
-func (r *readRounds) index(ctx context.Context, level replication.Consistency) (uint64, error) {
-	if level == replication.ConsistencyAll {
-		return r.confirm(ctx, true)
-	}
+func (r *readRounds) index(ctx context.Context) (uint64, error) {
 	r.mu.Lock()
 	if r.next == nil {
 		r.next = &readRound{done: make(chan struct{})}
@@ -60,6 +64,7 @@ func (r *readRounds) index(ctx context.Context, level replication.Consistency) (
 // run runs rounds until nobody waits.
 func (r *readRounds) run() {
 	for {
+		runtime.Gosched() // those whom the last round answered come back now
 		r.mu.Lock()
 		round := r.next
 		r.next = nil
@@ -68,8 +73,8 @@ func (r *readRounds) run() {
 		if round == nil {
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.n.ctx, 2*r.n.cfg.Raft.ElectionTimeout)
-		round.index, round.err = r.confirm(ctx, false)
+		ctx, cancel := context.WithTimeout(r.n.ctx, r.n.roundTimeout())
+		round.index, round.err = r.do(ctx)
 		cancel()
 		close(round.done)
 	}
@@ -78,8 +83,7 @@ func (r *readRounds) run() {
 // confirm takes the read index and then makes sure that this node was still the
 // leader after it took it: a quorum of voters answered, in this term, an
 // AppendEntries that was sent later.
-func (r *readRounds) confirm(ctx context.Context, all bool) (uint64, error) {
-	n := r.n
+func (n *Node) confirm(ctx context.Context, all bool) (uint64, error) {
 	term := n.readyTerm.Load()
 	if n.opts.mutant.readsWithoutOwnTerm {
 		term = n.raft.CurrentTerm()
@@ -219,14 +223,37 @@ func (n *Node) vouched() error {
 	return nil
 }
 
-// readIndex asks this node, if it leads, or the leader. A read changes nothing,
-// so it is tried again until ctx ends.
+// readIndex returns the position that a reader who asks now must have applied.
+// ALL makes every voter confirm, the other levels a quorum.
 func (n *Node) readIndex(ctx context.Context, level replication.Consistency) (uint64, error) {
+	if level == replication.ConsistencyAll || n.raft.State() == raft.Leader {
+		return n.askIndex(ctx, level)
+	}
+	for {
+		index, err := n.asked.index(ctx)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, replication.ErrTimeout) {
+			return index, err
+		}
+		// The round was over before its readers were out of patience.
+	}
+}
+
+// leaderIndex answers on the leader.
+func (n *Node) leaderIndex(ctx context.Context, level replication.Consistency) (uint64, error) {
+	if level == replication.ConsistencyAll {
+		return n.confirm(ctx, true)
+	}
+	return n.reads.index(ctx)
+}
+
+// askIndex asks this node, if it leads, or the leader. A read changes nothing,
+// so it is tried again until ctx ends.
+func (n *Node) askIndex(ctx context.Context, level replication.Consistency) (uint64, error) {
 	var index uint64
 	err := n.untilLeader(ctx, func(ctx context.Context, addr string) error {
 		if addr == "" {
 			var err error
-			index, err = n.reads.index(ctx, level)
+			index, err = n.leaderIndex(ctx, level)
 			return err
 		}
 		var resp replication.ReadIndexResponse

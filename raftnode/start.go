@@ -322,7 +322,8 @@ func (n *Node) run(cfg *raft.Config) error {
 	observations := make(chan raft.Observation, 256)
 	n.observer = raft.NewObserver(observations, false, nil)
 	r.RegisterObserver(n.observer)
-	n.reads = &readRounds{n: n}
+	n.reads = &readRounds{n: n, do: func(ctx context.Context) (uint64, error) { return n.confirm(ctx, false) }}
+	n.asked = &readRounds{n: n, do: func(ctx context.Context) (uint64, error) { return n.askIndex(ctx, replication.ConsistencyQuorum) }}
 	n.mu.Lock()
 	n.raft = r
 	n.submit = newSubmitter(r, n.cfg.Raft.MaxInflightLogs, n.applier.Atomic())
