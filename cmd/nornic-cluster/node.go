@@ -32,7 +32,7 @@ type node struct {
 
 // openNode opens store, replicator and HTTP address; start makes it take part.
 func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opts ...raftnode.Option) (*node, error) {
-	if err := cfg.Validate(); err != nil {
+	if err := errors.Join(cfg.Validate(), checkWAL(cfg)); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
@@ -42,6 +42,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	if err != nil {
 		return nil, err
 	}
+	opts = append([]raftnode.Option{raftnode.WithLogStore(walName, openWAL)}, opts...)
 	repl, err := replication.New(cfg, store, replication.Modes{
 		replication.ModeRaft: raftnode.Mode(opts...), replication.ModeHAStandby: standby.New,
 	}, replication.WithLogger(logger))
