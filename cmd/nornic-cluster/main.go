@@ -28,7 +28,7 @@ func run() int {
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
-	root.AddCommand(demoCommand(), serveCommand(), importCommand(), exportCommand(), statusCommand(), verifyCommand())
+	root.AddCommand(demoCommand(), serveCommand(), importCommand(), exportCommand(), statusCommand(), verifyCommand(), benchCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "nornic-cluster:", err)
 		if errors.Is(err, errUsage) || errors.Is(err, replication.ErrInvalidConfig) {

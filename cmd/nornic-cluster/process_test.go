@@ -72,7 +72,7 @@ func (p *process) kill9() {
 	_ = p.cmd.Wait() // it was killed: that is its error
 }
 
-func threeProcesses(t *testing.T) []*process {
+func threeProcesses(t *testing.T, more ...string) []*process {
 	t.Helper()
 	cluster, err := loopbackAddrs(0)
 	require.NoError(t, err)
@@ -96,6 +96,7 @@ func threeProcesses(t *testing.T) []*process {
 				prefix + "RAFT_PEERS=" + strings.Join(peers, ","), prefix + "RAFT_BOOTSTRAP=" + fmt.Sprint(i == 0),
 				prefix + "SECRET=0123456789abcdef", prefix + "RAFT_ELECTION_TIMEOUT=300ms", prefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
 				prefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}}
+		p.env = append(p.env, more...)
 		p.start()
 		list = append(list, p)
 		t.Cleanup(func() {
@@ -144,8 +145,14 @@ func TestAcknowledgedWritesSurviveKill9(t *testing.T) {
 	if testing.Short() {
 		t.Skip("three processes and several failovers take a while")
 	}
+	for _, store := range []string{"bolt", walName} {
+		t.Run(store, func(t *testing.T) { acknowledgedWritesSurvive(t, "NORNICDB_CLUSTER_LOG_STORE="+store) })
+	}
+}
+
+func acknowledgedWritesSurvive(t *testing.T, env string) {
 	defer http.DefaultClient.CloseIdleConnections()
-	list := threeProcesses(t)
+	list := threeProcesses(t, env)
 	leader(t, list)
 	c, err := newClient(urls(list))
 	require.NoError(t, err)
