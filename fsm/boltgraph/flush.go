@@ -10,7 +10,7 @@ import (
 
 // limits say when a store that defers writes its file.
 type limits struct {
-	bytes int // that the latest table takes, about; it may reach twice that
+	bytes int // that the latest table takes, about; at twice that writers wait
 	every time.Duration
 }
 
@@ -92,7 +92,6 @@ func (s *Store) Flush() error {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer s.flushed.Broadcast()
 	if err != nil {
 		// What the file now holds is for the next Open to find out; memory has
 		// what readers see.

@@ -140,7 +140,6 @@ func (s *Store) Restore(r io.Reader) error {
 	defer s.writer.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer s.flushed.Broadcast()
 	if err := os.Rename(temp, s.path); err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}

@@ -35,8 +35,7 @@ type Store struct {
 	latest   *table // never nil; what frozen and the file do not have
 	frozen   *table // being written to the file; nil
 	deferred *flusher
-	failed   error      // of a flush, or a restore got stuck between the files
-	flushed  *sync.Cond // frozen or failed changed
+	failed   error // of a flush, or a restore got stuck between the files
 }
 
 var (
@@ -94,9 +93,7 @@ func openStore(path string, options *bbolt.Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, options: options, limits: defaultLimits, db: db, latest: &table{state: state, written: state}}
-	s.flushed = sync.NewCond(&s.mu)
-	return s, nil
+	return &Store{path: path, options: options, limits: defaultLimits, db: db, latest: &table{state: state, written: state}}, nil
 }
 
 // openFile opens a bbolt file and makes sure that it is one of this package's.
@@ -157,15 +154,16 @@ func (s *Store) Update(fn func(replication.Tx) error) error {
 }
 
 func (s *Store) update(fn func(*tx) error) error {
-	deferred, err := s.change(fn)
-	if err == nil && !deferred {
+	flush, err := s.change(fn)
+	if err == nil && flush {
 		err = s.Flush()
 	}
 	return err
 }
 
-// change makes a transaction that is durable with the next flush.
-func (s *Store) change(fn func(*tx) error) (deferred bool, err error) {
+// change makes a transaction in memory, and says whether it has to be flushed
+// now: the store does not defer, or the flusher does not keep up.
+func (s *Store) change(fn func(*tx) error) (flush bool, err error) {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	t, before, err := s.begin(true)
@@ -180,22 +178,19 @@ func (s *Store) change(fn func(*tx) error) (deferred bool, err error) {
 	defer s.mu.Unlock()
 	s.latest = t.table(before)
 	if s.deferred == nil {
-		return false, nil
+		return true, nil
 	}
 	if s.latest.bytes >= s.limits.bytes {
 		s.deferred.rouse()
 	}
-	return true, nil
+	return s.latest.bytes >= 2*s.limits.bytes, nil
 }
 
-// begin makes a transaction. A writer waits until there is room for what it
-// adds; a reader does not look at failures, as what it sees is whole.
+// begin makes a transaction. After a failed flush there are no more writes;
+// what readers see is whole.
 func (s *Store) begin(write bool) (*tx, *table, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for write && s.failed == nil && s.frozen != nil && s.latest.bytes >= s.limits.bytes {
-		s.flushed.Wait()
-	}
 	if s.failed != nil && (write || errors.Is(s.failed, replication.ErrRestoreIncomplete)) {
 		return nil, nil, s.failed
 	}
