@@ -23,7 +23,7 @@ const (
 	snapshotMagic  = "NBG1"
 	maxFieldBytes  = 1 << 30
 	restoreSuffix  = ".restoring"
-	restoreTxBytes = 8 << 20 // what one transaction of a restore takes
+	restoreTxBytes = 4 << 20 // what one transaction of a restore takes
 )
 
 var errSnapshot = errors.New("boltgraph: malformed snapshot")
