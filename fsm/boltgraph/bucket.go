@@ -50,10 +50,10 @@ func (b *bucket) get(key []byte) []byte {
 // put sets a value; nil deletes it. It keeps both slices.
 func (b *bucket) put(key, value []byte) { b.latest.put(key, value) }
 
-// scan calls fn for each key with the prefix, in order, until it fails. The
-// bucket must not be written to meanwhile.
+// scan calls fn for each key with the prefix, in order, until it fails. What fn
+// writes to the bucket it does not see.
 func (b *bucket) scan(prefix []byte, fn func(k, v []byte) error) error {
-	newest, older, file := b.latest.root.seek(prefix), b.frozen.seek(prefix), b.base.Cursor()
+	newest, older, file := b.latest.view().seek(prefix), b.frozen.seek(prefix), b.base.Cursor()
 	baseK, baseV := file.Seek(prefix)
 	for {
 		k, v := newest.item()

@@ -11,8 +11,8 @@ import (
 // what was there when it took it. Nothing is ever removed from a layer: a key
 // that was deleted has the value nil. A nil root is an empty layer.
 type layerNode struct {
-	owner    *layerEdit // who may write to it in place
-	items    []item     // sorted; at most maxItems but while one is put
+	owner    *owner // who may write to it in place
+	items    []item // sorted; at most maxItems but while one is put
 	children []*layerNode
 }
 
@@ -47,32 +47,48 @@ func (n *layerNode) get(key []byte) (value []byte, known bool) {
 	return nil, false
 }
 
+// owner is an edit between two looks at its layer. Nodes keep it, so it holds
+// on to nothing, least of all to the layers that the edit was made over.
+type owner struct{ _ byte }
+
 // layerEdit is a layer being written by one transaction. It is done with when
 // its root is handed to readers.
 type layerEdit struct {
 	root  *layerNode
-	bytes int // what the items added take
+	bytes int    // what the items added take
+	owner *owner // nil: nothing was written since view
+}
+
+// view is the layer as it is now: what is put later does not change it.
+func (e *layerEdit) view() *layerNode {
+	if e.owner != nil {
+		e.owner = nil
+	}
+	return e.root
 }
 
 // put sets a key. It keeps both slices.
 func (e *layerEdit) put(key, value []byte) {
+	if e.owner == nil {
+		e.owner = new(owner)
+	}
 	if e.root == nil {
-		e.root = &layerNode{owner: e}
+		e.root = &layerNode{owner: e.owner}
 	}
 	e.root = e.own(e.root)
 	e.insert(e.root, key, value)
 	if len(e.root.items) > maxItems {
 		middle, right := e.split(e.root)
-		e.root = &layerNode{owner: e, items: []item{middle}, children: []*layerNode{e.root, right}}
+		e.root = &layerNode{owner: e.owner, items: []item{middle}, children: []*layerNode{e.root, right}}
 	}
 }
 
 // own returns n, or a copy of it, that e may write to.
 func (e *layerEdit) own(n *layerNode) *layerNode {
-	if n.owner == e {
+	if n.owner == e.owner {
 		return n
 	}
-	return &layerNode{owner: e, items: append(make([]item, 0, len(n.items)+4), n.items...), children: slices.Clone(n.children)}
+	return &layerNode{owner: e.owner, items: append(make([]item, 0, len(n.items)+4), n.items...), children: slices.Clone(n.children)}
 }
 
 func (e *layerEdit) insert(n *layerNode, key, value []byte) {
@@ -101,7 +117,7 @@ func (e *layerEdit) insert(n *layerNode, key, value []byte) {
 func (e *layerEdit) split(n *layerNode) (middle item, right *layerNode) {
 	m := len(n.items) / 2
 	middle = n.items[m]
-	right = &layerNode{owner: e, items: slices.Clone(n.items[m+1:])}
+	right = &layerNode{owner: e.owner, items: slices.Clone(n.items[m+1:])}
 	clear(n.items[m:])
 	n.items = n.items[:m]
 	if len(n.children) > 0 {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
+	"weak"
 
 	"github.com/nornicdb/replication"
 	"github.com/stretchr/testify/require"
@@ -132,4 +134,51 @@ func TestSortedLabels(t *testing.T) {
 		}
 	}
 	require.False(t, sortedLabels([]byte(`{"id":"a\"b","labels":[]`)))
+}
+
+// TestLayerHoldsOnToNoOlderLayer: under a steady load there is always a
+// transaction that began while a layer was being written. What it leaves must
+// not keep that layer in memory, or memory grows as long as the load lasts.
+func TestLayerHoldsOnToNoOlderLayer(t *testing.T) {
+	s := temp(t)
+	frozen := &table{}
+	for i := range frozen.roots {
+		e := new(layerEdit)
+		e.put([]byte("k"), []byte("old"))
+		frozen.roots[i] = e.root
+	}
+	old := weak.Make(frozen.roots[rowsBucket])
+	var after *table
+	require.NoError(t, s.db.View(func(btx *bbolt.Tx) error {
+		x := newTx(btx, frozen, &table{})
+		err := x.SetMeta([]byte("k"), []byte("new"))
+		after = x.table(&table{})
+		return err
+	}))
+	frozen = nil
+	runtime.GC()
+	require.Nil(t, old.Value())
+	require.Positive(t, after.bytes)
+}
+
+// TestScanDoesNotMindWrites: a scan shows what was there when it began.
+func TestScanDoesNotMindWrites(t *testing.T) {
+	s := temp(t)
+	require.NoError(t, s.Update(func(x replication.Tx) error {
+		for i := range 500 {
+			require.NoError(t, x.SetMeta(fmt.Appendf(nil, "%03d", i), []byte("v")))
+		}
+		n := 0
+		require.NoError(t, x.ScanMeta(nil, func(k, v []byte) error {
+			require.Equal(t, fmt.Sprintf("%03d=v", n), string(k)+"="+string(v))
+			n++
+			require.NoError(t, x.SetMeta(k, nil))
+			return x.SetMeta(fmt.Appendf(nil, "%03d+", n), []byte("w"))
+		}))
+		require.Equal(t, 500, n)
+		n = 0
+		require.NoError(t, x.ScanMeta(nil, func(k, v []byte) error { n++; require.Equal(t, "w", string(v)); return nil }))
+		require.Equal(t, 500, n)
+		return nil
+	}))
 }

@@ -259,8 +259,8 @@ func (t *tx) DeleteNode(id replication.NodeID) error {
 // errEnough ends a scan.
 var errEnough = errors.New("enough")
 
-// deleteEdges deletes every edge under a prefix of an index, some at a time, as
-// a bucket must not be written to while it is scanned.
+// deleteEdges deletes every edge under a prefix of an index, some at a time: a
+// node may have more of them than memory should hold at once.
 func (t *tx) deleteEdges(index *bucket, prefix []byte, decode func([]byte) (*replication.Edge, error)) error {
 	const step = 1000
 	for {
