@@ -238,7 +238,7 @@ func (t *tx) fillRecord(kind byte, k, v []byte) error {
 		if len(k) == 0 {
 			return fmt.Errorf("%w: row without key", errSnapshot)
 		}
-		return t.SetMeta(k, v)
+		return t.SetMeta(k, append([]byte{}, v...)) // nil would delete the row
 	case 'n':
 		n := new(replication.Node)
 		if err := n.UnmarshalJSON(v); err != nil || string(n.ID) != string(k) {

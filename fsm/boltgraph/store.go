@@ -116,6 +116,11 @@ func openFile(path string, options *bbolt.Options) (db *bbolt.DB, s state, err e
 			empty = true
 			return nil
 		}
+		for _, name := range bucketNames {
+			if btx.Bucket(name) == nil {
+				return fmt.Errorf("%w: no %s", errDamaged, name)
+			}
+		}
 		s, err = readState(btx)
 		return err
 	})
