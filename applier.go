@@ -84,11 +84,17 @@ type StorageApplier struct {
 }
 
 // NewStorageApplier reads position, identity and request outcomes from the
-// storage. It returns ErrRestoreIncomplete, with an applier that has failed,
+// storage. One that defers no longer does, so what is read is durable; a mode
+// that can do without asks for it later. It returns ErrRestoreIncomplete, with an applier that has failed,
 // where a restore has to be run again first (see Reload).
 func NewStorageApplier(storage Storage) (*StorageApplier, error) {
 	a := &StorageApplier{storage: storage, progress: newProgress(), outcomes: newOutcomeTable()}
 	a.tx, _ = storage.(TxStorage)
+	if d, ok := storage.(DeferringStorage); ok {
+		if err := d.Defer(false); err != nil && !errors.Is(err, ErrRestoreIncomplete) {
+			return nil, fmt.Errorf("flushing the storage: %w", err)
+		}
+	}
 	if err := a.Reload(); err != nil {
 		if errors.Is(err, ErrRestoreIncomplete) {
 			return a, err

@@ -70,8 +70,9 @@ type Storage interface {
 type TxStorage interface {
 	Storage
 	// Update runs fn in one transaction. It is durable when Update returns
-	// nil, and has left no trace when Update returns fn's error. Tx is valid
-	// only within fn, and fn sees its own writes.
+	// nil, unless the storage was told to defer that, and has left no trace when
+	// Update returns fn's error. Tx is valid only within fn, and fn sees its own
+	// writes.
 	Update(fn func(Tx) error) error
 	// View gives a consistent read of the metadata rows; many at once.
 	View(fn func(Meta) error) error

@@ -46,7 +46,8 @@ type Node struct {
 	reads     *readRounds // of the leader
 	asked     *readRounds // of a node that asks the leader
 	observer  *raft.Observer
-	notify    chan bool // gained or lost leadership
+	notify    chan bool                    // gained or lost leadership
+	deferring replication.DeferringStorage // the storage, if run let it defer
 	// replayFrom is the storage's position in the newest snapshot at the start.
 	replayFrom uint64
 
@@ -357,9 +358,7 @@ func (n *Node) tearDown() error {
 		n.applier.Close()
 	}
 	n.wg.Wait()
-	if d, ok := n.storage.(replication.DeferringStorage); ok && n.raft != nil {
-		errs = append(errs, d.Defer(false))
-	}
+	errs = append(errs, n.stopDeferring())
 	if n.logs != nil {
 		errs = append(errs, closeIfCloser(n.logs.LogStore))
 	}
@@ -386,7 +385,25 @@ func (n *Node) stopRaft() error {
 	}
 }
 
-// stopTimeout bounds how long Shutdown waits for Raft.
+// stopDeferring gives the storage back as it was: every write durable. One that
+// hangs is left with it; the log has what it may lose.
+func (n *Node) stopDeferring() error {
+	if n.deferring == nil {
+		return nil
+	}
+	result := make(chan error, 1)
+	go func() { result <- n.deferring.Defer(false) }() // ends when the storage's call does
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("%w: the storage was not flushed within %s: it hangs", replication.ErrTimeout, stopTimeout)
+	}
+}
+
+// stopTimeout bounds how long Shutdown waits for Raft, and for the storage.
 const stopTimeout = 10 * time.Second
 
 // netAddr is an address as text, as Raft wants a net.Addr.

@@ -310,6 +310,7 @@ func (n *Node) newestSnapshot() (*raft.SnapshotMeta, *fsm.Header, error) {
 // run starts hashicorp/raft and the node's own loop.
 func (n *Node) run(cfg *raft.Config) error {
 	if d, ok := n.storage.(replication.DeferringStorage); ok {
+		n.deferring = d
 		if err := d.Defer(true); err != nil { // the log is durable, and is applied again
 			return fmt.Errorf("storage: %w", err)
 		}
