@@ -15,6 +15,10 @@ var (
 )
 
 func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
+	runChaosOn(t, schedules, th.RaftConfig(0), faults...)
+}
+
+func runChaosOn(t *testing.T, schedules int, cluster th.ClusterConfig, faults ...th.FaultKind) {
 	t.Parallel()
 	if testing.Short() {
 		schedules = max(schedules/10, 1)
@@ -26,7 +30,7 @@ func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
 	start := time.Now()
 	for i := range schedules {
 		synctest.Test(t, func(t *testing.T) {
-			x := th.Chaos{Cluster: th.RaftConfig(0), Seed: *chaosSeed + uint64(i), Faults: faults, Pictures: "testdata/pictures"}
+			x := th.Chaos{Cluster: cluster, Seed: *chaosSeed + uint64(i), Faults: faults, Pictures: "testdata/pictures"}
 			report, err := x.Run(t)
 			if err != nil {
 				t.Error(err)
@@ -63,3 +67,11 @@ func TestChaos_Raft_CrashesAndDisks(t *testing.T) {
 	runChaos(t, 100, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe)
 }
 func TestChaos_Raft_Everything(t *testing.T) { runChaos(t, 350, th.AllFaults...) }
+
+// TestChaos_Raft_DeferringStorages: a crash takes back what a node's storage has
+// not flushed, never what was acknowledged.
+func TestChaos_Raft_DeferringStorages(t *testing.T) {
+	cluster := th.RaftConfig(0)
+	cluster.Deferring = true
+	runChaosOn(t, 100, cluster, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe, th.FaultPartition)
+}

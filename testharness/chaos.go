@@ -188,6 +188,9 @@ func (r *chaosRun) observe() (stop func()) {
 	return r.obs.every(100*time.Millisecond, func() {
 		for _, m := range r.c.Members {
 			if repl := m.Replicator(); repl != nil {
+				if r.Cluster.Deferring { // a crash takes a node back
+					r.obs.Forget(m.ID)
+				}
 				r.obs.Health(repl)
 			}
 			s := m.Store().Stats()

@@ -3,6 +3,7 @@ package testharness
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/nornicdb/replication"
@@ -57,14 +58,14 @@ func Has(r GraphReader) func(replication.NodeID) (bool, error) {
 // concurrent use.
 type Applications struct {
 	// mu guards the fields below.
-	mu    sync.Mutex
-	count map[string]map[string]int // node → request ID → executions
+	mu sync.Mutex
+	at map[string]map[string][]uint64 // node → request ID → position of each execution
 }
 
 // Watch counts what the store commits from now on. It takes the store's
 // OnCommit. A node that is restarted with what it had keeps its name; one that
 // begins with an empty or an older storage, and executes its log anew, needs
-// another name.
+// another name, unless the storage says what was taken back.
 func (a *Applications) Watch(node string, s *MemStore) {
 	s.OnCommit(func(c Commit) { a.commit(node, c) })
 }
@@ -72,17 +73,23 @@ func (a *Applications) Watch(node string, s *MemStore) {
 func (a *Applications) commit(node string, c Commit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if c.TakenBack {
+		for id, at := range a.at[node] {
+			a.at[node][id] = slices.DeleteFunc(at, func(p uint64) bool { return p > c.Position })
+		}
+	}
 	for _, e := range c.Executed {
 		if e.Command.RequestID == "" {
 			continue
 		}
-		if a.count == nil {
-			a.count = make(map[string]map[string]int)
+		if a.at == nil {
+			a.at = make(map[string]map[string][]uint64)
 		}
-		if a.count[node] == nil {
-			a.count[node] = make(map[string]int)
+		if a.at[node] == nil {
+			a.at[node] = make(map[string][]uint64)
 		}
-		a.count[node][e.Command.RequestID]++
+		id := e.Command.RequestID
+		a.at[node][id] = append(a.at[node][id], c.Position)
 	}
 }
 
@@ -90,7 +97,7 @@ func (a *Applications) commit(node string, c Commit) {
 func (a *Applications) Count(node, requestID string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.count[node][requestID]
+	return len(a.at[node][requestID])
 }
 
 // Check says ErrAppliedTwice if a node executed a request more than once.
@@ -98,10 +105,10 @@ func (a *Applications) Check() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
-	for node, counts := range a.count {
-		for id, n := range counts {
-			if n > 1 {
-				errs = append(errs, fmt.Errorf("%w: %s executed %s %d times", ErrAppliedTwice, node, id, n))
+	for node, requests := range a.at {
+		for id, at := range requests {
+			if len(at) > 1 {
+				errs = append(errs, fmt.Errorf("%w: %s executed %s %d times, at %v", ErrAppliedTwice, node, id, len(at), at))
 			}
 		}
 	}

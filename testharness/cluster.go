@@ -24,6 +24,8 @@ type ClusterConfig struct {
 	// Wrap stands between a member's replicator and its storage; nil: nothing
 	// does. It is called anew for every incarnation.
 	Wrap func(m *Member, s replication.TxStorage) replication.Storage
+	// Deferring makes the members' storages able to defer, see OpenDeferring.
+	Deferring bool
 	// Transport changes the options of a member's transport.
 	Transport func(m *Member, o *transport.Options)
 	// Secret of the cluster; one of the harness's own.
@@ -72,8 +74,10 @@ type incarnation struct {
 	repl   replication.Replicator
 	tr     *transport.Transport
 	served chan error    // Listen's end
-	gone   chan struct{} // closed when everything of it has ended
-	events func()        // ends the subscription
+	gone   chan struct{} // closed when everything of it has ended, and err is set
+	err    error
+	events func() // ends the subscription
+	buried bool   // somebody ends it; guarded by the member's mu
 }
 
 // NewCluster makes a cluster; no node of it is started. At the test's end all
@@ -226,6 +230,11 @@ func (c *Cluster) open(ctx context.Context, m *Member) (*incarnation, error) {
 	m.mu.Lock()
 	m.number++
 	storage := replication.Storage(m.volume.Open())
+	if c.cfg.Deferring {
+		if storage, err = m.volume.OpenDeferring(); err != nil {
+			c.tb.Errorf("%s: what was flushed: %v", m.ID, err)
+		}
+	}
 	if c.cfg.Wrap != nil {
 		m.mu.Unlock() // Wrap may ask the member for its store
 		storage = c.cfg.Wrap(m, storage.(replication.TxStorage))
@@ -287,18 +296,25 @@ func (m *Member) takeLife() *incarnation {
 	return life
 }
 
-// bury ends everything of an incarnation.
+// bury ends everything of an incarnation. A crash in the middle of a start calls
+// it twice.
 func (m *Member) bury(life *incarnation) error {
 	m.mu.Lock()
 	if m.life == life {
 		m.life = nil
 	}
+	again := life.buried
+	life.buried = true
 	m.mu.Unlock()
+	if again {
+		<-life.gone
+		return life.err
+	}
 	err := life.repl.Shutdown()
 	life.events()
-	err = errors.Join(err, life.tr.Close(), <-life.served)
+	life.err = errors.Join(err, life.tr.Close(), <-life.served)
 	close(life.gone)
-	return err
+	return life.err
 }
 
 // waitGone waits until nothing of earlier incarnations is left: the lock on the

@@ -38,6 +38,9 @@ type Commit struct {
 	// that got a verdict. Commands of a transaction that was rolled back are in
 	// no Commit.
 	Executed []Execution
+	// TakenBack: it is no transaction; those above Position are no more, as they
+	// were deferred and a crash came first.
+	TakenBack bool
 }
 
 // Execution is one command as the store executed it.
@@ -59,6 +62,15 @@ func (s *MemStore) OnCommit(fn func(Commit)) {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	s.onCommit = fn
+}
+
+// tellTakenBack tells OnCommit's function that a crash left an older state.
+func (s *MemStore) tellTakenBack() {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	if s.onCommit != nil {
+		s.onCommit(Commit{Position: s.state.Load().position, TakenBack: true})
+	}
 }
 
 // Clone makes a store of its own with the committed content of this one: what

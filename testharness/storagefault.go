@@ -24,6 +24,8 @@ type FaultyStorage struct {
 	commit  sync.Mutex
 	rng     *rand.Rand
 	durable []byte // a snapshot of what a lying disk really has
+	flushed []byte // a snapshot of what a crash leaves; nil: it does not defer
+	failed  error  // of a flush: there are no more writes
 }
 
 // NewStorage lays inner on the disk. A lying disk needs a StorageSnapshotter.
@@ -98,30 +100,33 @@ func (s *FaultyStorage) checkpoint() error {
 	return s.checkpointLocked()
 }
 
-func (s *FaultyStorage) checkpointLocked() error {
+func (s *FaultyStorage) checkpointLocked() (err error) {
+	s.durable, err = s.image()
+	return err
+}
+
+// image is a snapshot of the inner storage.
+func (s *FaultyStorage) image() ([]byte, error) {
 	snaps, ok := s.inner.(replication.StorageSnapshotter)
 	if !ok {
-		return fmt.Errorf("%w: a lying disk under a storage without snapshots", replication.ErrUnsupported)
+		return nil, fmt.Errorf("%w: a lying disk under a storage without snapshots", replication.ErrUnsupported)
 	}
 	snap, err := snaps.Snapshot()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer snap.Release()
 	var buf bytes.Buffer
-	if _, err := snap.WriteTo(&buf); err != nil {
-		return err
-	}
-	s.durable = buf.Bytes()
-	return nil
+	_, err = snap.WriteTo(&buf)
+	return buf.Bytes(), err
 }
 
 // crash implements volume.
 func (s *FaultyStorage) crash(forget bool) error {
 	s.commit.Lock()
 	defer s.commit.Unlock()
-	if !forget || s.durable == nil {
-		return nil
+	if err := s.takeBack(); err != nil || !forget || s.durable == nil {
+		return err
 	}
 	s.torn.Store(false)
 	return s.inner.(replication.StorageSnapshotter).Restore(bytes.NewReader(s.durable))
@@ -145,6 +150,12 @@ func (s *FaultyStorage) whole() error {
 
 // change runs a write of the inner storage. A crash leaves all of it or nothing.
 func (o *openStorage) change(apply func() error) error {
+	o.s.commit.Lock()
+	deferring := o.s.flushed != nil
+	o.s.commit.Unlock()
+	if deferring {
+		return o.changeInMemory(apply)
+	}
 	return o.steps(1, func(int) error {
 		if err := o.s.whole(); err != nil {
 			return err
@@ -311,6 +322,9 @@ func (a snapAbility) Restore(r io.Reader) error {
 		err := a.inner.Restore(io.MultiReader(bytes.NewReader(data), failingReader{readErr}))
 		_, broken := s.inner.GetWALPosition()
 		s.torn.Store(broken != nil)
+		if err == nil && s.flushed != nil {
+			s.failed, err = nil, s.flushLocked()
+		}
 		return err
 	})
 }
