@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/nornicdb/replication/raftnode"
@@ -44,7 +45,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	}
 	opts = append([]raftnode.Option{raftnode.WithLogStore(walName, openWAL)}, opts...)
 	repl, err := replication.New(cfg, store, replication.Modes{
-		replication.ModeRaft: raftnode.Mode(opts...), replication.ModeHAStandby: standby.New,
+		replication.ModeRaft: raftnode.Mode(opts...), replication.ModeHAStandby: standby.Mode(standby.WithLogStore(walName, func(dir string) (raft.LogStore, error) { return openWAL(dir) })),
 	}, replication.WithLogger(logger))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
