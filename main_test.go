@@ -42,7 +42,7 @@ func TestLayering(t *testing.T) {
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/region/conflict":    {""},
 		"/region":             {"", "/region/conflict", "/raftnode", "/transport", "/walstream"},
-		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport"},
+		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/standby", "/region", "/transport", "/internal/report"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, "./...").Output()
 	require.NoError(t, err)
