@@ -18,6 +18,7 @@ func (n *Node) loop(observations <-chan raft.Observation) {
 	defer tick.Stop()
 	hang := n.spawnHangWatch()
 	defer hang()
+	defer n.spawnSilenceWatch()()
 	var polling sync.WaitGroup
 	defer polling.Wait()
 	busy := make(chan struct{}, 1) // at most one housekeeping run at a time

@@ -172,6 +172,34 @@ func TestEntriesJoinUpToTheirBounds(t *testing.T) {
 	require.Empty(t, s.next())
 }
 
+func TestSilenceIsNoticedOnceForEachContact(t *testing.T) {
+	at := func(ms int) time.Time { return time.Unix(100, 0).Add(time.Duration(ms) * time.Millisecond) }
+	s := silence{timeout: time.Second}
+	look := func(contact, now time.Time) (int, bool) {
+		again, over := s.look(contact, now, 0.4)
+		return int(again.Milliseconds()), over
+	}
+	for _, step := range []struct {
+		contact, now time.Time
+		again        int
+		over         bool
+	}{
+		{time.Time{}, at(0), 250, false}, // never heard of a leader, or not a follower
+		{at(100), at(200), 1000, false},  // a second and 0.4 quarters after the contact
+		{at(1000), at(1200), 900, false},
+		{at(1000), at(2099), 1, false},
+		{at(1000), at(2100), 250, true},
+		{at(1000), at(2350), 250, false},
+		{at(2400), at(2600), 900, false},
+		{at(2400), at(9000), 250, true},
+		{time.Time{}, at(9250), 250, false},
+	} {
+		again, over := look(step.contact, step.now)
+		require.Equal(t, step.again, again, step)
+		require.Equal(t, step.over, over, step)
+	}
+}
+
 func TestPaceOfEntries(t *testing.T) {
 	at := func(ms int) time.Time { return time.Unix(100, 0).Add(time.Duration(ms) * time.Millisecond) }
 	one := func(ms int) *proposal {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,3 +88,39 @@ func (b *brokenTarget) write(context.Context, string, string) error {
 }
 func (b *brokenTarget) read(context.Context, string) error { return errors.New("no reads") }
 func (b *brokenTarget) Close() error                       { return nil }
+
+// BenchmarkWALAgainstBolt takes turns between two embedded clusters and reports
+// the median ratio of their write rates.
+func BenchmarkWALAgainstBolt(b *testing.B) {
+	open := func(log string) benchTarget {
+		target, err := openEmbedded(b.Context(), &benchOptions{embedded: 3, storage: "mem", log: log})
+		require.NoError(b, err)
+		b.Cleanup(func() { require.NoError(b, target.Close()) })
+		return target
+	}
+	targets := []benchTarget{open(walName), open("bolt")}
+	for _, writers := range []int{1, 16} {
+		b.Run(fmt.Sprint("writers=", writers), func(b *testing.B) {
+			o := &benchOptions{writers: writers, size: 256, keys: 10000, duration: 400 * time.Millisecond}
+			for b.Loop() {
+				var ratios []float64
+				var rates [2][]float64
+				for range 15 {
+					for i, target := range targets {
+						results, err := measure(b.Context(), o, target)
+						require.NoError(b, err)
+						rates[i] = append(rates[i], results[0].PerSecond)
+					}
+					ratios = append(ratios, rates[0][len(rates[0])-1]/rates[1][len(rates[1])-1])
+				}
+				for _, list := range [][]float64{ratios, rates[0], rates[1]} {
+					slices.Sort(list)
+				}
+				b.ReportMetric(rates[0][7], "wal/s")
+				b.ReportMetric(rates[1][7], "bolt/s")
+				b.ReportMetric(ratios[7], "x_bolt")
+			}
+			b.ReportMetric(0, "ns/op") // means nothing here
+		})
+	}
+}
