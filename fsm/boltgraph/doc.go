@@ -2,8 +2,9 @@
 // transactions, snapshots and edge IDs on one bbolt file.
 //
 // Nodes, edges with their reverse index, counts, content digest, position and
-// metadata rows change in one bbolt transaction. A snapshot pins a bbolt read
+// metadata rows change as one. A transaction is durable when Update returns,
+// unless a mode with a log of its own said Defer. A snapshot pins a bbolt read
 // transaction: it costs nothing to take, but the file cannot reuse the pages
-// it sees until it is released. A component of an edge's identity, and a node
+// it sees until it is released. DESIGN.md has the arguments. A component of an edge's identity, and a node
 // ID, has at most MaxIDBytes.
 package boltgraph
