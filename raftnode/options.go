@@ -11,8 +11,9 @@ import (
 	"github.com/nornicdb/replication"
 )
 
-// LogStore holds a node's log, its term and its vote. If it is an io.Closer it
-// is closed at Shutdown.
+// LogStore holds a node's log, its term and its vote: durably, when a call that
+// writes returns, as a storage that defers is caught up from it. If it is an
+// io.Closer it is closed at Shutdown.
 type LogStore interface {
 	raft.LogStore
 	raft.StableStore
