@@ -112,7 +112,8 @@ func (p *twoProcesses) round(l *load, rng *rand.Rand) {
 	}
 	if long {
 		began := time.Now()
-		until(p.t, "the other goes on", func() bool { return health(other).IsLeader && time.Since(began) > testFailover })
+		// It need not accept writes: under consistency a primary does not without the standby it has admitted.
+		until(p.t, "the other is primary", func() bool { return health(other).Role == "primary" && time.Since(began) > testFailover })
 	}
 	if victim.cmd.ProcessState != nil {
 		victim.start()
