@@ -61,6 +61,9 @@ var (
 	// ErrWrongPeer: the node that answered is not the one that was meant, or
 	// belongs to another cluster.
 	ErrWrongPeer = errors.New("wrong peer")
+	// ErrClockSkew: this region's clock is off from that of most other regions,
+	// and the policy is to refuse writes then.
+	ErrClockSkew = errors.New("the clock is off from the other regions'")
 )
 
 // Verdicts: deterministic answers of a Storage to a command. Every node gets
@@ -75,6 +78,11 @@ var (
 	ErrMissingEnd = errors.New("edge end missing")
 	// ErrInvalidCommand: the command is malformed.
 	ErrInvalidCommand = errors.New("invalid command")
+	// ErrNoConflict: there is no conflict about the thing to be resolved.
+	ErrNoConflict = errors.New("no conflict")
+	// ErrVersionsChanged: the versions in conflict are not those that the
+	// operator saw.
+	ErrVersionsChanged = errors.New("versions have changed")
 )
 
 // Errors between a Storage and the StorageApplier.
@@ -102,6 +110,8 @@ var errorCodes = []struct {
 	{"not_found", ErrNotFound, true},
 	{"missing_end", ErrMissingEnd, true},
 	{"invalid_command", ErrInvalidCommand, true},
+	{"no_conflict", ErrNoConflict, true},
+	{"versions_changed", ErrVersionsChanged, true},
 	{"request_id_reused", ErrRequestIDReused, false},
 	{"stale_effects", ErrStaleEffects, false},
 	{"unknown_outcome", ErrUnknownOutcome, false},
@@ -125,6 +135,7 @@ var errorCodes = []struct {
 	{"cluster_exists", ErrClusterExists, false},
 	{"unauthenticated", ErrUnauthenticated, false},
 	{"wrong_peer", ErrWrongPeer, false},
+	{"clock_skew", ErrClockSkew, false},
 }
 
 const (

@@ -46,11 +46,13 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	mux.HandleFunc("POST /admin/cluster/snapshot", post(h, h.snapshot))
 	mux.HandleFunc("POST /admin/solo", post(h, h.solo))
 	mux.HandleFunc("POST /admin/promote", post(h, h.promote))
-	// No mode offers these yet; they say so, like any ability that is missing.
-	mux.HandleFunc("POST /admin/region/promote", post(h, h.missing))
+	// No mode offers the first yet; it says so, like any ability that is missing.
 	mux.HandleFunc("POST /admin/region/remove", post(h, h.missing))
-	mux.HandleFunc("GET /admin/conflicts", func(w http.ResponseWriter, _ *http.Request) { WriteHTTPError(w, errNoAbility) })
-	mux.HandleFunc("POST /admin/conflicts/{id}/resolve", post(h, h.missing))
+	mux.HandleFunc("POST /admin/region/promote", post(h, h.promoteRegion))
+	mux.HandleFunc("GET /admin/conflicts", h.conflicts)
+	mux.HandleFunc("POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
+		post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)
+	})
 	return mux
 }
 
@@ -69,10 +71,10 @@ func HTTPStatus(err error) int {
 		{http.StatusBadRequest, []error{ErrInvalidCommand, ErrInvalidTimeout, ErrInvalidConfig}},
 		{http.StatusRequestEntityTooLarge, []error{ErrCommandTooLarge}},
 		{http.StatusUnauthorized, []error{ErrHTTPUnauthorized}},
-		{http.StatusNotFound, []error{ErrNotFound}},
-		{http.StatusConflict, []error{ErrNotLeader, ErrExists, ErrMissingEnd, ErrRequestIDReused, ErrMemberExists, ErrQuorumAtRisk}},
+		{http.StatusNotFound, []error{ErrNotFound, ErrNoConflict}},
+		{http.StatusConflict, []error{ErrNotLeader, ErrExists, ErrMissingEnd, ErrRequestIDReused, ErrMemberExists, ErrQuorumAtRisk, ErrVersionsChanged}},
 		{http.StatusTooManyRequests, []error{ErrOverloaded}},
-		{http.StatusServiceUnavailable, []error{ErrNoLeader, ErrNotReady, ErrClosed, ErrStorageFailed}},
+		{http.StatusServiceUnavailable, []error{ErrNoLeader, ErrNotReady, ErrClockSkew, ErrClosed, ErrStorageFailed}},
 		{http.StatusGatewayTimeout, []error{ErrTimeout}},
 		{http.StatusNotImplemented, []error{ErrUnsupported, ErrOpaqueWrite}},
 	} {

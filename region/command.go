@@ -137,25 +137,6 @@ func (c *logCommand) decodeRemote(b []byte) error {
 // which its quorum has this region's stream.
 type cursors map[string]uint64
 
-// resolveRequest is the Data of cmdResolve and the body of kindResolve.
-type resolveRequest struct {
-	Key     string
-	Expect  []conflict.VersionID
-	Keep    *conflict.VersionID `json:",omitempty"`
-	Value   json.RawMessage     `json:",omitempty"`
-	Deleted bool                `json:",omitempty"`
-}
-
-// resolution decodes the request; the error wraps ErrInvalidCommand.
-func (r *resolveRequest) resolution() (conflict.Key, conflict.Resolution, error) {
-	res := conflict.Resolution{Expect: r.Expect, Keep: r.Keep, Deleted: r.Deleted}
-	key, err := conflict.ParseKey(r.Key)
-	if err == nil && len(r.Value) > 0 {
-		res.Value, err = replication.DecodeValue(r.Value)
-	}
-	return key, res, err
-}
-
 // jsonBody encodes a body of this package's own types, which have a JSON form.
 func jsonBody(v any) []byte {
 	b, err := json.Marshal(v)
@@ -192,8 +173,6 @@ var answers = []struct {
 	{"region_invalid_entry", conflict.ErrInvalidEntry},
 	{"region_ahead", conflict.ErrAhead},
 	{"region_settings", conflict.ErrSettings},
-	{"no_conflict", conflict.ErrNoConflict},
-	{"versions_changed", conflict.ErrVersionsChanged},
 }
 
 // asAnswer makes an answer of package conflict a verdict.
@@ -201,20 +180,6 @@ func asAnswer(err error) error {
 	for _, a := range answers {
 		if errors.Is(err, a.err) && !errors.Is(err, conflict.ErrMismatch) {
 			return &answer{a.code, err}
-		}
-	}
-	return err
-}
-
-// fromAnswer finds the error of package conflict in an answer that came from
-// another node.
-func fromAnswer(err error) error {
-	var v *replication.VerdictError
-	if errors.As(err, &v) {
-		for _, a := range answers {
-			if a.code == v.Code {
-				return a.err
-			}
 		}
 	}
 	return err

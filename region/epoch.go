@@ -33,10 +33,11 @@ func (t *txn) setEpoch(c *logCommand) error {
 	return nil
 }
 
-// Promote implements replication.Promoter: this region becomes the one that
-// accepts writes. force has no meaning here: until the old write region hears of
-// it both accept, and their writes merge as concurrent ones.
-func (n *Node) Promote(ctx context.Context, force bool) error {
+var _ replication.RegionPromoter = (*Node)(nil)
+
+// PromoteRegion implements replication.RegionPromoter. Until the old write
+// region hears of it both accept, and their writes merge as concurrent ones.
+func (n *Node) PromoteRegion(ctx context.Context) error {
 	if n.settings.WriteRegion == "" {
 		return errActiveActive
 	}

@@ -162,7 +162,7 @@ func (l *links) skewed(cfg *replication.Config) error {
 	if cfg.Region.ClockSkewPolicy != "reject" || of < 2 || 2*off <= of {
 		return nil
 	}
-	return fmt.Errorf("%w: from %d of %d by more than %s", ErrClockSkew, off, of, cfg.Region.MaxClockOffset)
+	return fmt.Errorf("%w: from %d of %d by more than %s", replication.ErrClockSkew, off, of, cfg.Region.MaxClockOffset)
 }
 
 // skew counts the peers from whose clock this one is off by more than bound.

@@ -297,7 +297,7 @@ func (t *txn) resolve(c *logCommand) error {
 	if err := decodeBody(c.body, &r); err != nil {
 		return err
 	}
-	key, res, err := r.resolution()
+	key, res, err := r.decode()
 	if err != nil {
 		return err
 	}

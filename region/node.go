@@ -41,7 +41,6 @@ var (
 	_ replication.Membership       = (*Node)(nil)
 	_ replication.Snapshotter      = (*Node)(nil)
 	_ replication.Subscriber       = (*Node)(nil)
-	_ replication.Promoter         = (*Node)(nil)
 	_ replication.Constructor      = New
 )
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region"
-	"github.com/nornicdb/replication/region/conflict"
 	"github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -38,7 +37,7 @@ func TestConcurrentWrites(t *testing.T) {
 				f.Net.Heal()
 				f.converged(time.Minute)
 				require.Equal(t, want, property(t, f.nodes["us"][0], "x", "k"))
-				list, err := node(f.nodes["us"][2]).Conflicts(t.Context(), conflict.Filter{})
+				list, err := node(f.nodes["us"][2]).Conflicts(t.Context(), replication.ConflictFilter{})
 				require.NoError(t, err)
 				if strategy != "manual" {
 					require.Empty(t, list)
@@ -51,7 +50,7 @@ func TestConcurrentWrites(t *testing.T) {
 }
 
 // resolve settles the one conflict from a node that does not lead.
-func (f *federation) resolve(list []conflict.Conflict) {
+func (f *federation) resolve(list []replication.Conflict) {
 	t := f.t
 	require.Len(t, list, 1)
 	require.Len(t, list[0].Versions, 2)
@@ -60,16 +59,16 @@ func (f *federation) resolve(list []conflict.Conflict) {
 		follower = f.nodes["us"][1]
 	}
 	require.Contains(t, fmt.Sprint(follower.Replicator().Health().Reasons), "conflicts")
-	expect := []conflict.VersionID{list[0].Versions[0].VersionID, list[0].Versions[1].VersionID}
-	err := node(follower).Resolve(bounded(t, time.Minute), list[0].Key, conflict.Resolution{Expect: expect[:1], Value: "c"})
-	require.ErrorIs(t, err, conflict.ErrVersionsChanged, "not what the operator saw")
-	require.NoError(t, node(follower).Resolve(bounded(t, time.Minute), list[0].Key, conflict.Resolution{Expect: expect, Value: "c"}))
-	err = node(follower).Resolve(bounded(t, time.Minute), list[0].Key, conflict.Resolution{Expect: expect, Value: "d"})
-	require.ErrorIs(t, err, conflict.ErrNoConflict)
+	expect := []replication.VersionID{list[0].Versions[0].VersionID, list[0].Versions[1].VersionID}
+	err := node(follower).Resolve(bounded(t, time.Minute), list[0].Key, replication.Resolution{Expect: expect[:1], Value: []byte(`"c"`)})
+	require.ErrorIs(t, err, replication.ErrVersionsChanged, "not what the operator saw")
+	require.NoError(t, node(follower).Resolve(bounded(t, time.Minute), list[0].Key, replication.Resolution{Expect: expect, Value: []byte(`"c"`)}))
+	err = node(follower).Resolve(bounded(t, time.Minute), list[0].Key, replication.Resolution{Expect: expect, Value: []byte(`"d"`)})
+	require.ErrorIs(t, err, replication.ErrNoConflict)
 	f.converged(time.Minute)
 	for _, m := range f.Members {
 		require.Equal(t, "c", property(t, m, "x", "k"))
-		left, err := node(m).Conflicts(t.Context(), conflict.Filter{})
+		left, err := node(m).Conflicts(t.Context(), replication.ConflictFilter{})
 		require.NoError(t, err)
 		require.Empty(t, left)
 	}
@@ -158,7 +157,7 @@ func TestWriteRegion(t *testing.T) {
 		require.ErrorIs(t, err, replication.ErrExists, "a verdict comes back")
 
 		f.Net.Partition(f.ids("eu"), f.ids("us"))
-		require.NoError(t, node(us).Promote(ctx, false))
+		require.NoError(t, node(us).PromoteRegion(ctx))
 		f.apply("us", put(t, "new", nil))
 		f.apply("eu", put(t, "old", nil))
 		f.Net.Heal()
@@ -182,7 +181,7 @@ func TestRefusals(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		f := newFederation(t, 7, two, nil)
 		eu := node(f.leader("eu"))
-		require.ErrorIs(t, eu.Promote(t.Context(), true), replication.ErrUnsupported)
+		require.ErrorIs(t, eu.PromoteRegion(t.Context()), replication.ErrUnsupported)
 		opaque := []*replication.Command{{Type: replication.CmdEmbedder, Data: []byte("x")}}
 		_, err := eu.ApplyBatch(t.Context(), opaque)
 		require.ErrorIs(t, err, replication.ErrOpaqueWrite)

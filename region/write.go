@@ -3,7 +3,6 @@ package region
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -16,8 +15,6 @@ var (
 	// has said in time that its quorum has it (semi_sync). It wraps
 	// replication.ErrUnknownOutcome, as the write is on its way nevertheless.
 	ErrUnconfirmed = fmt.Errorf("%w: committed here, unconfirmed there", replication.ErrUnknownOutcome)
-	// ErrClockSkew: this region's clock is off from that of most other regions.
-	ErrClockSkew = errors.New("the clock is off from the other regions'")
 
 	errActiveActive = fmt.Errorf("%w: all regions accept writes (active-active), there is none to be promoted", replication.ErrUnsupported)
 )
@@ -33,7 +30,7 @@ func checkCommands(cmds []*replication.Command) error {
 			if err := json.Unmarshal(cmds[0].Data, &r); err != nil {
 				return fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 			}
-			_, _, err := r.resolution()
+			_, _, err := r.decode()
 			return err
 		}
 	}

@@ -36,9 +36,9 @@ var (
 	// itself, which was restored from a backup then and must not write.
 	ErrAhead = errors.New("a peer knows writes that this region has lost")
 	// ErrNoConflict: there is no conflict about this thing.
-	ErrNoConflict = errors.New("no conflict")
+	ErrNoConflict = replication.ErrNoConflict
 	// ErrVersionsChanged: the versions are not those that the operator saw.
-	ErrVersionsChanged = errors.New("versions have changed")
+	ErrVersionsChanged = replication.ErrVersionsChanged
 	// ErrDamagedRow: a metadata row cannot be read. A storage failure.
 	ErrDamagedRow = errors.New("conflict metadata row is damaged")
 	// ErrRefused: the Storage gave a verdict of its own on a local write that

@@ -1,0 +1,54 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+)
+
+// conflicts lists a page: field, node, after and limit are query parameters.
+// next is the key to go on after; it is missing on the last page.
+func (h *httpHandler) conflicts(w http.ResponseWriter, r *http.Request) {
+	c, ok := h.r.(ConflictResolver)
+	if !ok {
+		WriteHTTPError(w, errNoAbility)
+		return
+	}
+	q := r.URL.Query()
+	f := ConflictFilter{Field: q.Get("field"), Node: q.Get("node"), After: q.Get("after"), Limit: 100}
+	if text := q.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			WriteHTTPError(w, fmt.Errorf("%w: limit=%q", ErrInvalidCommand, text))
+			return
+		}
+		f.Limit = min(n, 10_000)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), h.opts.Timeout)
+	defer cancel()
+	list, err := c.Conflicts(ctx, f)
+	if err != nil {
+		WriteHTTPError(w, err)
+		return
+	}
+	page := map[string]any{"conflicts": append([]Conflict{}, list...)}
+	if len(list) == f.Limit {
+		page["next"] = list[len(list)-1].Key
+	}
+	WriteHTTPJSON(w, http.StatusOK, page)
+}
+
+func (h *httpHandler) resolve(ctx context.Context, key string, q *Resolution) error {
+	if c, ok := h.r.(ConflictResolver); ok {
+		return c.Resolve(ctx, key, *q)
+	}
+	return errNoAbility
+}
+
+func (h *httpHandler) promoteRegion(ctx context.Context, _ *struct{}) error {
+	if p, ok := h.r.(RegionPromoter); ok {
+		return p.PromoteRegion(ctx)
+	}
+	return errNoAbility
+}
