@@ -71,6 +71,7 @@ type StorageApplier struct {
 	tx      TxStorage // nil where the storage has no transactions
 
 	progress *progress
+	wishes   wishHolder // written under mu
 
 	// mu serializes writers of the storage and guards the fields below.
 	mu sync.Mutex
@@ -119,9 +120,13 @@ func (a *StorageApplier) Reload() error {
 	if a.tx != nil {
 		outcomes := newOutcomeTable()
 		var id Identity
+		var wishes wishTable
 		err := a.tx.View(func(m Meta) error {
 			var err error
 			if id, err = readIdentity(m); err != nil {
+				return err
+			}
+			if wishes, err = loadWishes(m); err != nil {
 				return err
 			}
 			return outcomes.load(m)
@@ -131,6 +136,7 @@ func (a *StorageApplier) Reload() error {
 		}
 		a.setOutcomes(outcomes)
 		a.setIdentity(id)
+		a.wishes.set(wishes)
 	}
 	a.setFailed(nil)
 	a.progress.reset(pos)
@@ -287,9 +293,9 @@ func (a *StorageApplier) Apply(entries []Entry) ([][]Result, error) {
 	return results, nil
 }
 
-// Remember notes the request IDs of entries that the storage had applied
-// before a restart, for a storage without metadata rows; their outcomes are
-// then ErrUnknownOutcome. With metadata rows it does nothing.
+// Remember notes the request IDs and the wishes of entries that the storage had
+// applied before a restart, for a storage without metadata rows; the requests'
+// outcomes are then ErrUnknownOutcome. With metadata rows it does nothing.
 func (a *StorageApplier) Remember(entries []Entry) {
 	if a.tx != nil {
 		return
@@ -300,6 +306,7 @@ func (a *StorageApplier) Remember(entries []Entry) {
 	for _, e := range entries {
 		for i := range e.Groups {
 			g := &e.Groups[i]
+			a.rememberWishes(g)
 			if _, known := run.lookup(g.RequestID); !known {
 				_ = run.add(g, Result{Position: e.Position, Err: ErrUnknownOutcome})
 			}
@@ -362,11 +369,16 @@ func (a *StorageApplier) plainGroup(g *Group) error {
 		return fmt.Errorf("%w: this storage has no transactions", ErrInvalidCommand)
 	}
 	if g.Commands[0].Type == CmdSettings {
-		id, err := decodeSettings(g.Commands[0].Data)
-		if err == nil && a.identity == (Identity{}) {
-			a.setIdentity(id)
+		s, err := decodeSettings(g.Commands[0].Data)
+		switch {
+		case err != nil:
+			return err
+		case s.Member != nil:
+			a.wishes.take(s.Member)
+		case a.identity == (Identity{}):
+			a.setIdentity(Identity{History: s.History})
 		}
-		return err
+		return nil
 	}
 	return a.storage.ApplyCommand(g.Commands[0])
 }

@@ -19,6 +19,7 @@ type txRun struct {
 	rejected map[groupKey]error // groups that failed past their first command
 	outcomes *outcomeRun
 	identity Identity
+	wishes   wishTable
 	results  [][]Result
 }
 
@@ -36,6 +37,7 @@ func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Resul
 		if err == nil {
 			a.commit(run.outcomes)
 			a.setIdentity(run.identity)
+			a.wishes.set(run.wishes)
 			a.progress.advance(entries[len(entries)-1].Position)
 			return append(results, run.results...), nil
 		}
@@ -60,6 +62,7 @@ func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Resul
 func (r *txRun) do(tx Tx) error {
 	r.outcomes = newOutcomeRun(r.a.outcomes, tx)
 	r.identity = r.a.identity
+	r.wishes = r.a.wishes.get()
 	r.results = make([][]Result, len(r.entries))
 	before := r.a.Position()
 	for ei, e := range r.entries {
@@ -119,10 +122,26 @@ func (r *txRun) command(tx Tx, cmd *Command) error {
 	if cmd.Type != CmdSettings {
 		return tx.ApplyCommand(cmd)
 	}
-	id, err := decodeSettings(cmd.Data)
-	if err != nil || r.identity != (Identity{}) {
+	s, err := decodeSettings(cmd.Data)
+	switch {
+	case err != nil:
 		return err
+	case s.Member != nil:
+		return r.wish(tx, s.Member)
+	case r.identity != (Identity{}):
+		return nil
 	}
-	r.identity = id
-	return writeIdentity(tx, id)
+	r.identity = Identity{History: s.History}
+	return writeIdentity(tx, r.identity)
+}
+
+// wish records a wish in the transaction; the table that others see is replaced
+// when it is committed.
+func (r *txRun) wish(tx Tx, w *MemberWish) error {
+	next, changed := r.wishes.with(w)
+	if !changed {
+		return nil
+	}
+	r.wishes = next
+	return next.write(tx, w.NodeID)
 }

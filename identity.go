@@ -23,9 +23,12 @@ const defaultRequestLimit = 1 << 16
 // NewHistory returns a new random history ID.
 func NewHistory() string { return rand.Text() }
 
-// settings is the Data of CmdSettings: what founds a history through the log
-// where it cannot be founded by a snapshot.
-type settings struct{ History string }
+// settings is the Data of CmdSettings: a history that is founded through the
+// log, where a snapshot cannot found it, or what a member is wanted to be.
+type settings struct {
+	History string      `json:",omitempty"`
+	Member  *MemberWish `json:",omitempty"`
+}
 
 // NewFoundingCommand makes the command by which the first leader founds a
 // history whose storage has no snapshots. It has no effect where a history is
@@ -38,12 +41,16 @@ func NewFoundingCommand(history string) (*Command, error) {
 	return &Command{Type: CmdSettings, Data: data, Timestamp: time.Now()}, nil
 }
 
-func decodeSettings(data []byte) (Identity, error) {
+// decodeSettings reads settings that say exactly one thing.
+func decodeSettings(data []byte) (settings, error) {
 	var s settings
-	if err := json.Unmarshal(data, &s); err != nil || s.History == "" {
-		return Identity{}, fmt.Errorf("%w: settings", ErrInvalidCommand)
+	if err := json.Unmarshal(data, &s); err != nil || (s.History == "") == (s.Member == nil) {
+		return settings{}, fmt.Errorf("%w: settings", ErrInvalidCommand)
 	}
-	return Identity{History: s.History}, nil
+	if s.Member != nil {
+		return s, s.Member.validate()
+	}
+	return s, nil
 }
 
 func readIdentity(m Meta) (Identity, error) {

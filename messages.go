@@ -41,6 +41,8 @@ const (
 	MsgStateResponse         MessageType = 26
 	MsgFetch                 MessageType = 27
 	MsgFetchResponse         MessageType = 28
+	MsgTransfer              MessageType = 29
+	MsgTransferResponse      MessageType = 30
 )
 
 // Response is the code of the answer to a request of this type.
@@ -174,13 +176,15 @@ type PromoteResponse struct {
 	Error string `json:",omitempty"`
 }
 
-// JoinRequest is the payload of code 13: take this node into the cluster.
-// LastIndex is 0 from an empty node; a non-voter that asks again has a log.
+// JoinRequest is the payload of code 13: take this node into the cluster. With
+// Operator it is an operator's order, to add a node or to change its address,
+// which a member sends on to the leader; TimeoutMS then bounds it.
 type JoinRequest struct {
 	NodeID    string
 	Address   string
 	Voter     bool
-	LastIndex uint64 `json:",omitempty"`
+	Operator  bool  `json:",omitempty"`
+	TimeoutMS int64 `json:",omitempty"`
 }
 
 // JoinResponse is the payload of code 14.
@@ -190,14 +194,27 @@ type JoinResponse struct {
 	LeaderAddr string
 }
 
-// LeaveRequest is the payload of code 15.
+// LeaveRequest is the payload of code 15: a node leaves the cluster. With
+// Operator it is an operator's order, which a member sends on to the leader.
 type LeaveRequest struct {
-	NodeID string
-	Force  bool `json:",omitempty"`
+	NodeID    string
+	Force     bool  `json:",omitempty"`
+	Operator  bool  `json:",omitempty"`
+	TimeoutMS int64 `json:",omitempty"`
 }
 
 // LeaveResponse is the payload of code 16.
 type LeaveResponse struct{ Removed bool }
+
+// TransferRequest is the payload of code 29: an operator's order, sent on to the
+// leader by a member, to hand leadership to the node, or to any if NodeID is "".
+type TransferRequest struct {
+	NodeID    string
+	TimeoutMS int64
+}
+
+// TransferResponse is the payload of code 30.
+type TransferResponse struct{ LeaderID string }
 
 // StatusRequest is the payload of code 17; the answer is a HealthStatus.
 type StatusRequest struct{}

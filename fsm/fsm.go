@@ -154,7 +154,7 @@ func TakeSnapshot(storage replication.Storage, applier *replication.StorageAppli
 	return &Snapshot{
 		snap: snap, storage: storage,
 		header: Header{
-			Identity: applier.Identity(), Position: snap.Position(), Outcomes: applier.ExportOutcomes(),
+			Identity: applier.Identity(), Position: snap.Position(), Outcomes: applier.ExportOutcomes(), Wishes: applier.ExportWishes(),
 		},
 	}, nil
 }
@@ -215,6 +215,7 @@ func (f *FSM) adopt(header *Header) error {
 		f.failure(f.applier.Fail(err))
 		return err
 	}
+	f.applier.ImportWishes(header.Wishes)
 	if !f.applier.Atomic() {
 		f.applier.Adopt(header.Identity)
 	}

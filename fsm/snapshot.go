@@ -35,8 +35,10 @@ type Header struct {
 	// under which the snapshot is filed, after a restart, and below, as no-ops
 	// and configuration entries do not reach the storage.
 	Position uint64
-	// Outcomes of requests, where the storage keeps no metadata rows.
+	// Outcomes of requests and Wishes for members, where the storage keeps no
+	// metadata rows.
 	Outcomes [][]byte
+	Wishes   map[string]bool
 }
 
 type wireHeader struct {
@@ -46,6 +48,7 @@ type wireHeader struct {
 	Base     uint64
 	Position uint64
 	Outcomes [][]byte
+	Wishes   map[string]bool
 }
 
 // Snapshot is a pinned state of a Storage.
@@ -72,7 +75,7 @@ func (s *Snapshot) Persist(sink raft.SnapshotSink) error {
 func (s *Snapshot) Write(w io.Writer) error {
 	var head []byte
 	h := wireHeader{History: s.header.Identity.History, Base: s.header.Identity.Base,
-		Position: s.header.Position, Outcomes: s.header.Outcomes}
+		Position: s.header.Position, Outcomes: s.header.Outcomes, Wishes: s.header.Wishes}
 	if err := codec.NewEncoderBytes(&head, handle).Encode(h); err != nil {
 		return fmt.Errorf("encoding a snapshot header: %w", err)
 	}
@@ -198,7 +201,7 @@ func ReadHeader(r io.Reader) (*Header, *Body, error) {
 	}
 	return &Header{
 		Identity: replication.Identity{History: wire.History, Base: wire.Base},
-		Position: wire.Position, Outcomes: wire.Outcomes,
+		Position: wire.Position, Outcomes: wire.Outcomes, Wishes: wire.Wishes,
 	}, body, nil
 }
 

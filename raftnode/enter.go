@@ -83,10 +83,10 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		return err
 	}
 	said := ""
-	n.recallJoined()
+	joining := n.recallJoining()
 	for {
 		views := n.askPeers(ctx)
-		action, reason := decideEntry(n.cfg.Raft.Bootstrap && !n.joined.Load(), n.opts.force, views)
+		action, reason := decideEntry(n.cfg.Raft.Bootstrap && !joining, n.opts.force, views)
 		if action == entryJoin && n.opts.mutant.wipedVotes {
 			action = entryBegin
 		}
@@ -100,7 +100,8 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 			n.beginLog()
 			return nil
 		case entryJoin:
-			err := n.setJoined(true) // from here on it founds nothing
+			joining = true // from here on it founds nothing
+			err := n.noteJoining()
 			if err == nil {
 				err = n.join(ctx, views)
 			}
@@ -125,6 +126,21 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 			return fmt.Errorf("%w: %s: %w", replication.ErrNotReady, reason, context.Cause(ctx))
 		}
 	}
+}
+
+// joiningKey is where the log store keeps that this node has asked to be taken
+// in: a founder that lost its disk, and was removed to be taken in again when it
+// was stopped, does not found a second time. The note stays: it is asked for only
+// while there is no log.
+var joiningKey = []byte("replication/joined")
+
+func (n *Node) noteJoining() error { return n.logs.SetUint64(joiningKey, 1) }
+
+// recallJoining reads the note of noteJoining. A store without it says "not
+// found" in words of its own, or zero.
+func (n *Node) recallJoining() bool {
+	noted, err := n.logs.GetUint64(joiningKey)
+	return err == nil && noted == 1
 }
 
 // checkEmpty refuses an empty log beside a Storage whose position means nothing

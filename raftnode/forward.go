@@ -160,6 +160,14 @@ func (n *Node) outOfTime(ctx context.Context, last error) error {
 	return fmt.Errorf("%w: %w", replication.ErrTimeout, last)
 }
 
+// timeLeft is ctx's remaining time, as hashicorp/raft's enqueue timeout.
+func timeLeft(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return max(time.Until(deadline), time.Millisecond)
+	}
+	return 0
+}
+
 // transient: another try, elsewhere or later, can succeed.
 func transient(err error) bool {
 	if errors.Is(err, replication.ErrCommandTooLarge) {

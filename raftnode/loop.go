@@ -2,8 +2,6 @@ package raftnode
 
 import (
 	"context"
-	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -178,51 +176,9 @@ func (n *Node) housekeeping() {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
 	defer cancel()
 	var h replication.HealthStatus
-	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err != nil || !h.IsLeader {
-		return
+	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
+		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
 	}
-	n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
-	if n.joined.Load() {
-		n.askForVote(ctx, addr, &h)
-	}
-}
-
-// askForVote reminds the leader, who may be another than the one that took this
-// node in, that it is to become a voter. That it is one is the leader's word:
-// this node's own log may not have come to where it was removed before.
-func (n *Node) askForVote(ctx context.Context, leader string, seen *replication.HealthStatus) {
-	done := slices.ContainsFunc(seen.Peers, func(p replication.PeerHealth) bool { return p.ID == n.nodeID && p.Voter })
-	if last := n.raft.LastIndex(); !done && last > 0 {
-		req := &replication.JoinRequest{NodeID: n.nodeID, Address: n.cfg.Advertise(), Voter: true, LastIndex: last}
-		err := n.callPeer(ctx, leader, replication.MsgJoin, req, nil)
-		if err != nil {
-			n.rt.Logger.Debug("asking for a vote", "error", err)
-		}
-		done = errors.Is(err, replication.ErrNotFound) // it was removed
-	}
-	if done {
-		if err := n.setJoined(false); err != nil {
-			n.rt.Logger.Warn("the log store did not take a note", "error", err)
-		}
-	}
-}
-
-// joinedKey is where the log store keeps whether this node has asked to be taken
-// in and waits for its vote: a non-voter that restarts goes on reminding the
-// leader, and a founder that lost its disk, and was removed to be taken in
-// again when one of them stopped, does not found a second time.
-var joinedKey = []byte("replication/joined")
-
-func (n *Node) setJoined(joined bool) error {
-	n.joined.Store(joined)
-	return n.logs.SetUint64(joinedKey, uint64(boolToInt(joined)))
-}
-
-// recallJoined reads the note of setJoined. A store without it says "not found"
-// in words of its own, or zero.
-func (n *Node) recallJoined() {
-	joined, err := n.logs.GetUint64(joinedKey)
-	n.joined.Store(err == nil && joined == 1)
 }
 
 // lagTracker compares this node's position with the leader's, as polled: the

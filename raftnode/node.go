@@ -56,8 +56,6 @@ type Node struct {
 	readyTerm atomic.Uint64
 	office    chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
 	progress  lagTracker
-	// joined: this node asked to be taken in, and is not a voter yet.
-	joined atomic.Bool
 	// changing holds one token while a change of the membership is decided and
 	// proposed by this node.
 	changing chan struct{}
@@ -69,9 +67,8 @@ type Node struct {
 	hasLog  bool   // there is a log, or one is about to be begun
 	changed chan struct{}
 	peers   map[string]replication.PeerConnection
-	wanted  map[raft.ServerID]bool // non-voters to be made voters
-	done    chan struct{}          // closed when Shutdown has finished
-	err     error                  // of Shutdown
+	done    chan struct{} // closed when Shutdown has finished
+	err     error         // of Shutdown
 }
 
 type nodeState int
@@ -95,7 +92,7 @@ var (
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) (*Node, error) {
 	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1), changing: make(chan struct{}, 1),
-		peers: make(map[string]replication.PeerConnection), wanted: make(map[raft.ServerID]bool), done: make(chan struct{}), started: make(chan struct{})}
+		peers: make(map[string]replication.PeerConnection), done: make(chan struct{}), started: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n, nil
 }

@@ -65,7 +65,6 @@ func (n *Node) start(ctx context.Context) error {
 		n.rt.Logger.Warn("the storage has no transactions: no atomic batches, a crash can repeat one write, request outcomes are forgotten at restart")
 	}
 	if existing {
-		n.recallJoined()
 		if err := n.checkExisting(cfg); err != nil {
 			return err
 		}
@@ -171,6 +170,7 @@ func (n *Node) handlers() map[replication.MessageType]replication.Handler {
 		replication.MsgReadIndex: n.handleReadIndex,
 		replication.MsgJoin:      n.handleJoin,
 		replication.MsgLeave:     n.handleLeave,
+		replication.MsgTransfer:  n.handleTransfer,
 	}
 }
 
@@ -268,6 +268,7 @@ func (n *Node) checkExisting(cfg *raft.Config) error {
 		n.replayFrom = header.Position
 	}
 	if cfg.NoSnapshotRestoreOnStart && header != nil {
+		n.applier.ImportWishes(header.Wishes)
 		return n.applier.ImportOutcomes(header.Outcomes)
 	}
 	return nil
