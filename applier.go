@@ -293,7 +293,7 @@ func (a *StorageApplier) Apply(entries []Entry) ([][]Result, error) {
 	return results, nil
 }
 
-// Remember notes the request IDs and the wishes of entries that the storage had
+// Remember notes the request IDs and the settings of entries that the storage had
 // applied before a restart, for a storage without metadata rows; the requests'
 // outcomes are then ErrUnknownOutcome. With metadata rows it does nothing.
 func (a *StorageApplier) Remember(entries []Entry) {
@@ -306,7 +306,7 @@ func (a *StorageApplier) Remember(entries []Entry) {
 	for _, e := range entries {
 		for i := range e.Groups {
 			g := &e.Groups[i]
-			a.rememberWishes(g)
+			a.rememberSettings(g)
 			if _, known := run.lookup(g.RequestID); !known {
 				_ = run.add(g, Result{Position: e.Position, Err: ErrUnknownOutcome})
 			}

@@ -150,15 +150,20 @@ func (a *StorageApplier) ImportWishes(wishes map[string]bool) {
 	}
 }
 
-// rememberWishes takes the wishes of a group that was applied before a restart,
-// for a storage without metadata rows.
-func (a *StorageApplier) rememberWishes(g *Group) {
+// rememberSettings takes the wishes and the founding of a group that was applied
+// before a restart, for a storage without metadata rows. a.mu is held.
+func (a *StorageApplier) rememberSettings(g *Group) {
 	for _, cmd := range g.Commands {
 		if cmd.Type != CmdSettings {
 			continue
 		}
-		if s, err := decodeSettings(cmd.Data); err == nil && s.Member != nil {
+		s, err := decodeSettings(cmd.Data)
+		switch {
+		case err != nil:
+		case s.Member != nil:
 			a.wishes.take(s.Member)
+		case a.identity == (Identity{}):
+			a.setIdentity(Identity{History: s.History})
 		}
 	}
 }

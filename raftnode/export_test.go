@@ -1,5 +1,10 @@
 package raftnode
 
+import "github.com/nornicdb/replication"
+
+// HoldChanges keeps every change of the membership waiting on a node.
+func HoldChanges(r replication.Replicator) { r.(*Node).changing <- struct{}{} }
+
 // Mutants of this package, for TestMutant_*.
 var (
 	MutantReadsWithoutOwnTerm Option = func(o *options) { o.mutant.readsWithoutOwnTerm = true }
