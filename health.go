@@ -25,6 +25,8 @@ type HealthStatus struct {
 	LeaderAddr string
 	ClusterID  string `json:",omitempty"`
 
+	// History of the node's replicated log, where it has one.
+	History string `json:",omitempty"`
 	// Founded: the node has a replicated log; Virgin: nothing has been appended
 	// to it since its founding.
 	Founded bool

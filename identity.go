@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,15 @@ const defaultRequestLimit = 1 << 16
 
 // NewHistory returns a new random history ID.
 func NewHistory() string { return rand.Text() }
+
+// SucceedingHistory is a new history that continues an old one whose log was cut
+// off from its cluster: by a recovery after a quorum was lost for good.
+func SucceedingHistory(old string) string { return old + "+" + rand.Text() }
+
+// Supersedes says whether a history was made of an older one by recovery.
+func Supersedes(history, old string) bool {
+	return old != "" && strings.HasPrefix(history, old+"+")
+}
 
 // settings is the Data of CmdSettings: a history that is founded through the
 // log, where a snapshot cannot found it, or what a member is wanted to be.

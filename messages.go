@@ -241,6 +241,7 @@ type HelloRequest struct {
 	MaxFrameSize int        `json:",omitempty"`
 	Region       string     `json:",omitempty"`
 	SettingsHash string     `json:",omitempty"`
+	History      string     `json:",omitempty"`
 	MAC          []byte     `json:",omitempty"`
 }
 

@@ -24,6 +24,7 @@ type peerView struct {
 	virgin  bool  // … in which nothing has happened since it was founded
 	namesMe bool  // … whose configuration names this node
 	first   bool  // it has no cluster, was told to found one, and goes before this node
+	history string
 }
 
 // entry is how a node with an empty directory begins.
@@ -213,7 +214,7 @@ func (n *Node) askPeer(ctx context.Context, p replication.RaftPeer) peerView {
 		v.err = fmt.Errorf("%w: it has this node's ID", replication.ErrWrongPeer)
 		return v
 	}
-	v.id, v.founded, v.virgin = h.NodeID, h.Founded, h.Virgin
+	v.id, v.founded, v.virgin, v.history = h.NodeID, h.Founded, h.Virgin, h.History
 	v.first = h.Founder && h.NodeID < n.nodeID
 	for _, m := range h.Peers {
 		v.namesMe = v.namesMe || m.ID == n.nodeID

@@ -59,6 +59,7 @@ func (n *Node) fillPosition(h *replication.HealthStatus) {
 	if h.Role != "leader" {
 		h.LastContact = n.raft.LastContact()
 	}
+	h.History = n.applier.Identity().History
 	last := n.raft.LastIndex()
 	h.Founded = last > 0
 	// Term 1 is that of the founding: a later one is that of a candidate, who may
@@ -85,6 +86,8 @@ func (n *Node) judge(h *replication.HealthStatus) {
 		bad("disk_hung", "a call of the log store has not returned for %s", n.logs.stuckFor().Round(time.Millisecond))
 	}
 	switch {
+	case h.LeaderID == "" && n.removed() != "":
+		bad("removed", "%s", n.removed())
 	case h.LeaderID == "":
 		bad("no_leader", "no leader is known")
 	case h.Role == "leader" && !h.IsLeader:

@@ -170,11 +170,16 @@ func (n *Node) housekeeping() {
 		return
 	}
 	addr, known := n.leaderRoute()
-	if !known || addr == "" || n.transport == nil {
+	if n.transport == nil || known && addr == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
 	defer cancel()
+	if !known {
+		n.lookAround(ctx)
+		return
+	}
+	n.setOutcast("")
 	var h replication.HealthStatus
 	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
 		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())

@@ -56,6 +56,7 @@ type Node struct {
 	readyTerm atomic.Uint64
 	office    chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
 	progress  lagTracker
+	outcast   atomic.Pointer[string] // why this node is no member any more
 	// changing holds one token while a change of the membership is decided and
 	// proposed by this node.
 	changing chan struct{}

@@ -20,10 +20,14 @@ type LogStore interface {
 }
 
 // boltLogStore is the name of the built-in log store.
-const boltLogStore = "bolt"
+const (
+	boltLogStore = "bolt"
+	boltFile     = "raft.db"
+)
 
 type options struct {
 	logStores     map[string]func(dir string) (LogStore, error)
+	readOnly      map[string]func(dir string) (LogStore, error) // of those that can be opened so
 	snapshots     func(dir string, retain int) (raft.SnapshotStore, error)
 	raftTransport raft.Transport
 	force         bool
@@ -46,7 +50,10 @@ type Option func(*options)
 // WithLogStore offers a log store under a name that
 // NORNICDB_CLUSTER_LOG_STORE can choose.
 func WithLogStore(name string, open func(dir string) (LogStore, error)) Option {
-	return func(o *options) { o.logStores[name] = open }
+	return func(o *options) {
+		o.logStores[name] = open
+		delete(o.readOnly, name)
+	}
 }
 
 // WithSnapshotStore replaces the file snapshot store.
@@ -85,13 +92,19 @@ type Owner struct {
 // WithOwner makes the cluster a part of another mode.
 func WithOwner(o Owner) Option { return func(opts *options) { opts.owner = o } }
 
+func newOptions(opts []Option) options {
+	o := options{logStores: map[string]func(string) (LogStore, error){boltLogStore: openBolt},
+		readOnly: map[string]func(string) (LogStore, error){boltLogStore: openBoltReadOnly}}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	return o
+}
+
 // Mode returns a Constructor with options.
 func Mode(opts ...Option) replication.Constructor {
 	return func(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
-		o := options{logStores: map[string]func(string) (LogStore, error){boltLogStore: openBolt}, snapshots: nil}
-		for _, opt := range opts {
-			opt(&o)
-		}
+		o := newOptions(opts)
 		if o.logStores[cfg.LogStore] == nil {
 			return nil, fmt.Errorf("%w: NORNICDB_CLUSTER_LOG_STORE=%q was not offered here", replication.ErrInvalidConfig, cfg.LogStore)
 		}
@@ -105,7 +118,7 @@ func New(cfg *replication.Config, storage replication.Storage, rt replication.Ru
 }
 
 func openBolt(dir string) (LogStore, error) {
-	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "raft.db"), MsgpackUseNewTimeFormat: true})
+	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, boltFile), MsgpackUseNewTimeFormat: true})
 	if err != nil {
 		return nil, err
 	}

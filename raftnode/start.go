@@ -68,6 +68,9 @@ func (n *Node) start(ctx context.Context) error {
 		if err := n.checkExisting(cfg); err != nil {
 			return err
 		}
+		if err := n.checkSuperseded(ctx); err != nil {
+			return err
+		}
 	} else if err := n.enter(ctx, cfg); err != nil {
 		return err
 	}
@@ -95,6 +98,9 @@ func (n *Node) openLocal() (err error) {
 		return err
 	}
 	n.dir = dir
+	if r := dir.Identity().Recovery; r != nil {
+		return fmt.Errorf("%w: a recovery of this node was begun and not finished: recover it again, giving up %v", replication.ErrNotReady, r.Lost)
+	}
 	n.mu.Lock()
 	n.nodeID = dir.Identity().NodeID
 	n.mu.Unlock()
@@ -153,6 +159,7 @@ func (n *Node) openTransport(ctx context.Context) error {
 		}
 		t.SetPeerCheck(n.checkPeer)
 		t.SetRaftState(n.raftPosition)
+		t.SetHistory(func() string { return n.applier.Identity().History })
 		n.layer = transport.NewStreamLayer(t, netAddr(n.cfg.Advertise()))
 		inner = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: n.layer, MaxPool: 3,
 			Timeout: max(n.cfg.Raft.ElectionTimeout, time.Second), Logger: hclogAdapter(n.rt.Logger)})
@@ -187,6 +194,9 @@ func (n *Node) unhandle() {
 		for code := range n.handlers() {
 			mux.Handle(code, nil)
 		}
+	}
+	if t, ok := n.transport.(*transport.Transport); ok && n.layer != nil {
+		t.SetHistory(nil)
 	}
 }
 

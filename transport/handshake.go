@@ -42,7 +42,14 @@ func (t *Transport) hello(kind replication.StreamKind) *replication.HelloRequest
 	if r := t.regionSettings(); r != nil {
 		h.SettingsHash = r.settingsHash
 	}
+	if carriesRaft(kind) {
+		h.History = t.currentHistory()
+	}
 	return h
+}
+
+func carriesRaft(kind replication.StreamKind) bool {
+	return kind == replication.StreamRaft || kind == replication.StreamSnapshot
 }
 
 // transcript is every field of both Hellos, each with its length before it,
@@ -57,6 +64,12 @@ func transcript(dialer, server *replication.HelloRequest, binding []byte) []byte
 		} {
 			b = binary.BigEndian.AppendUint32(b, uint32(len(field)))
 			b = append(b, field...)
+		}
+	}
+	if dialer.History != "" || server.History != "" { // of Raft and snapshot streams
+		for _, history := range []string{dialer.History, server.History} {
+			b = binary.BigEndian.AppendUint32(b, uint32(len(history)))
+			b = append(b, history...)
 		}
 	}
 	return append(b, binding...)
@@ -132,6 +145,9 @@ func (t *Transport) checkHello(h *replication.HelloRequest) (reason string, err 
 	case replication.StreamRPC, replication.StreamRaft, replication.StreamSnapshot:
 		if h.ClusterID != t.opts.ClusterID {
 			return "cluster", fmt.Errorf("%w: cluster %q, this is %q", replication.ErrWrongPeer, h.ClusterID, t.opts.ClusterID)
+		}
+		if own := t.currentHistory(); carriesRaft(h.Stream) && own != "" && h.History != "" && h.History != own {
+			return "history", fmt.Errorf("%w: %s has a log of history %q, this node's is %q", replication.ErrForeignHistory, h.NodeID, h.History, own)
 		}
 	case replication.StreamRegion:
 		return t.checkRegion(h)

@@ -32,6 +32,7 @@ type Transport struct {
 	regions   *regions // nil: no region streams
 	raftState func() (term, lastLogIndex uint64)
 	epoch     func() replication.Epoch
+	history   func() string
 	peers     map[peerKey]*peer
 	conns     map[net.Conn]struct{} // open connections, closed by Close
 	listeners map[string]net.Listener
@@ -158,6 +159,25 @@ func (t *Transport) SetEpoch(epoch func() replication.Epoch) {
 	t.epoch = epoch
 }
 
+// SetHistory sets what tells the history of this node's Raft log, "" where it has
+// none yet. Raft and snapshot streams are open only between nodes of one history:
+// hashicorp/raft takes entries from whoever has the higher term.
+func (t *Transport) SetHistory(history func() string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.history = history
+}
+
+func (t *Transport) currentHistory() string {
+	t.mu.Lock()
+	history := t.history
+	t.mu.Unlock()
+	if history == nil {
+		return ""
+	}
+	return history()
+}
+
 func (t *Transport) currentEpoch() (e replication.Epoch) {
 	t.mu.Lock()
 	epoch := t.epoch
@@ -230,7 +250,7 @@ func (t *Transport) rejectFrame(reason string, from net.Addr, err error) {
 func (t *Transport) refused(addr string, err error) {
 	code := replication.ErrorCode(err)
 	switch code {
-	case "unauthenticated", "wrong_peer", "unsupported", "overloaded":
+	case "unauthenticated", "wrong_peer", "unsupported", "overloaded", "foreign_history":
 	default:
 		return
 	}

@@ -26,6 +26,16 @@ type Identity struct {
 	// History is that of the replicated log, for a storage that cannot keep it.
 	History string `json:"history,omitempty"`
 	Base    uint64 `json:"base,omitempty"`
+	// Recovery is a recovery that was begun and not finished.
+	Recovery *Recovery `json:"recovery,omitempty"`
+}
+
+// Recovery is what a recovery of a cluster that lost its quorum makes of the
+// directory.
+type Recovery struct {
+	History string   `json:"history"`
+	Address string   `json:"address"`
+	Lost    []string `json:"lost"`
 }
 
 const identityVersion = 1
@@ -57,6 +67,18 @@ func Open(path string, want Identity, fallback func() string) (*Dir, error) {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
+}
+
+// OpenExisting locks a directory that a node has used, and creates nothing:
+// ErrLocked where a process has it, ErrInvalidConfig where it is no data
+// directory.
+func OpenExisting(path string) (*Dir, error) {
+	for _, name := range []string{identityFile, lockFile} {
+		if info, err := os.Stat(filepath.Join(path, name)); err != nil || !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("%w: %s is no data directory of a node: it has no file %s", replication.ErrInvalidConfig, path, name)
+		}
+	}
+	return Open(path, Identity{}, func() string { return "" })
 }
 
 // settle reconciles the stored identity with the configured one.

@@ -1,0 +1,80 @@
+package raftnode
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nornicdb/replication"
+)
+
+// checkSuperseded refuses to start a node whose cluster was recovered without it
+// (Recover): its log goes on in no cluster, and together with others of its kind
+// it could bring the old one to life beside the new. Peers that do not answer are
+// not waited for; the Raft streams keep the histories apart in any case.
+func (n *Node) checkSuperseded(ctx context.Context) error {
+	own := n.applier.Identity().History
+	if own == "" || n.transport == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, max(n.cfg.Raft.ElectionTimeout/2, 100*time.Millisecond))
+	defer cancel()
+	for _, v := range n.askPeers(ctx) {
+		if v.err == nil && replication.Supersedes(v.history, own) {
+			return fmt.Errorf("%w: the cluster was recovered without this node: %s has history %s, this node %s; "+
+				"empty the data directory to have the node join anew", replication.ErrForeignHistory, v.id, v.history, own)
+		}
+	}
+	return nil
+}
+
+// lookAround is what a node without a leader does: it asks whether there is a
+// cluster that does not count on it.
+func (n *Node) lookAround(ctx context.Context) {
+	addrs := make(map[string]bool)
+	for _, p := range n.cfg.Raft.Peers {
+		addrs[p.Addr] = true
+	}
+	for _, s := range n.servers() {
+		if s.ID != n.id() {
+			addrs[string(s.Address)] = true
+		}
+	}
+	for addr := range addrs {
+		var h replication.HealthStatus
+		if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err != nil || !h.IsLeader || h.NodeID == n.nodeID {
+			continue
+		}
+		n.setOutcast(n.judgeLeader(&h))
+		return
+	}
+}
+
+// judgeLeader says why a leader does not count on this node; "" where it does.
+func (n *Node) judgeLeader(h *replication.HealthStatus) string {
+	own := n.applier.Identity().History
+	for _, p := range h.Peers {
+		if p.ID == n.nodeID && (own == "" || h.History == own) {
+			return ""
+		}
+	}
+	if own != "" && h.History != own {
+		return fmt.Sprintf("%s leads a cluster of history %s, this node's log is of %s: empty the data directory to have the node join anew", h.NodeID, h.History, own)
+	}
+	return fmt.Sprintf("the cluster that %s leads has no member %s: add the node again, or empty its data directory to have it join anew", h.NodeID, n.nodeID)
+}
+
+func (n *Node) setOutcast(reason string) {
+	before := n.outcast.Swap(&reason)
+	if reason != "" && (before == nil || *before != reason) {
+		n.rt.Logger.Error("this node is no member of the cluster", "reason", reason)
+	}
+}
+
+// removed says why this node is no member any more; "" where it may be one.
+func (n *Node) removed() string {
+	if reason := n.outcast.Load(); reason != nil {
+		return *reason
+	}
+	return ""
+}
