@@ -187,11 +187,13 @@ type JoinRequest struct {
 	TimeoutMS int64 `json:",omitempty"`
 }
 
-// JoinResponse is the payload of code 14.
+// JoinResponse is the payload of code 14. History is that of the log which the
+// node is to take part in.
 type JoinResponse struct {
 	Accepted   bool
 	LeaderID   string
 	LeaderAddr string
+	History    string `json:",omitempty"`
 }
 
 // LeaveRequest is the payload of code 15: a node leaves the cluster. With

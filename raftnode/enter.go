@@ -84,10 +84,10 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 		return err
 	}
 	said := ""
-	joining := n.recallJoining()
+	founds := n.cfg.Raft.Bootstrap && !n.recallJoining()
 	for {
-		views := n.askPeers(ctx)
-		action, reason := decideEntry(n.cfg.Raft.Bootstrap && !joining, n.opts.force, views)
+		views := withoutSuperseded(n.askPeers(ctx))
+		action, reason := decideEntry(founds, n.opts.force, views)
 		if action == entryJoin && n.opts.mutant.wipedVotes {
 			action = entryBegin
 		}
@@ -98,10 +98,11 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 			n.beginLog()
 			return n.found(cfg, views)
 		case entryBegin:
+			n.joining.Store(&views[slices.IndexFunc(views, func(v peerView) bool { return v.founded })].history)
 			n.beginLog()
 			return nil
 		case entryJoin:
-			joining = true // from here on it founds nothing
+			founds = false // from here on, and after a restart
 			err := n.noteJoining()
 			if err == nil {
 				err = n.join(ctx, views)
@@ -308,6 +309,7 @@ func (n *Node) join(ctx context.Context, views []peerView) error {
 			err = n.callPeer(ctx, elsewhere.LeaderAddr, replication.MsgJoin, req, &resp)
 		}
 		if err == nil && resp.Accepted {
+			n.joining.Store(&resp.History)
 			n.rt.Logger.Info("accepted into the cluster as a non-voter", "leader", resp.LeaderID)
 			return nil
 		}

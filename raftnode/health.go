@@ -59,7 +59,7 @@ func (n *Node) fillPosition(h *replication.HealthStatus) {
 	if h.Role != "leader" {
 		h.LastContact = n.raft.LastContact()
 	}
-	h.History = n.applier.Identity().History
+	h.History = n.history()
 	last := n.raft.LastIndex()
 	h.Founded = last > 0
 	// Term 1 is that of the founding: a later one is that of a candidate, who may

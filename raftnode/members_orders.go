@@ -57,6 +57,9 @@ func (n *Node) order(ctx context.Context, code replication.MessageType, here fun
 	}
 	ctx, cancel := withOrderTimeout(ctx, 0)
 	defer cancel()
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
+	}
 	return n.untilLeader(ctx, func(ctx context.Context, addr string) error {
 		if addr == "" {
 			return n.oneChange(ctx, here)
@@ -121,7 +124,7 @@ func (n *Node) handleJoin(ctx context.Context, req *replication.Request) (any, e
 	if r.NodeID == "" || r.Address == "" {
 		return nil, fmt.Errorf("%w: a member needs an ID and an address", replication.ErrInvalidConfig)
 	}
-	accepted := &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise()}
+	accepted := &replication.JoinResponse{Accepted: true, LeaderID: n.nodeID, LeaderAddr: n.cfg.Advertise(), History: n.history()}
 	if r.Operator {
 		return accepted, n.received(ctx, req.Peer, r.TimeoutMS, func(ctx context.Context) error {
 			return n.addMember(ctx, r.NodeID, r.Address, r.Voter)

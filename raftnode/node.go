@@ -57,6 +57,7 @@ type Node struct {
 	office    chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
 	progress  lagTracker
 	outcast   atomic.Pointer[string] // why this node is no member any more
+	joining   atomic.Pointer[string] // history of the log that this node, still empty, is to get
 	// changing holds one token while a change of the membership is decided and
 	// proposed by this node.
 	changing chan struct{}

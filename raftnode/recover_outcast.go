@@ -3,6 +3,7 @@ package raftnode
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -13,7 +14,7 @@ import (
 // it could bring the old one to life beside the new. Peers that do not answer are
 // not waited for; the Raft streams keep the histories apart in any case.
 func (n *Node) checkSuperseded(ctx context.Context) error {
-	own := n.applier.Identity().History
+	own := n.history()
 	if own == "" || n.transport == nil {
 		return nil
 	}
@@ -26,6 +27,25 @@ func (n *Node) checkSuperseded(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// withoutSuperseded leaves out peers whose cluster was recovered without them.
+func withoutSuperseded(views []peerView) []peerView {
+	return slices.DeleteFunc(slices.Clone(views), func(old peerView) bool {
+		return slices.ContainsFunc(views, func(v peerView) bool { return replication.Supersedes(v.history, old.history) })
+	})
+}
+
+// history is that of this node's log, or that of the log which it is about to get:
+// an empty node must not vote for, or take entries from, another one's members.
+func (n *Node) history() string {
+	if own := n.applier.Identity().History; own != "" {
+		return own
+	}
+	if h := n.joining.Load(); h != nil {
+		return *h
+	}
+	return ""
 }
 
 // lookAround is what a node without a leader does: it asks whether there is a
@@ -52,7 +72,7 @@ func (n *Node) lookAround(ctx context.Context) {
 
 // judgeLeader says why a leader does not count on this node; "" where it does.
 func (n *Node) judgeLeader(h *replication.HealthStatus) string {
-	own := n.applier.Identity().History
+	own := n.history()
 	for _, p := range h.Peers {
 		if p.ID == n.nodeID && (own == "" || h.History == own) {
 			return ""

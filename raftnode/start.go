@@ -159,7 +159,7 @@ func (n *Node) openTransport(ctx context.Context) error {
 		}
 		t.SetPeerCheck(n.checkPeer)
 		t.SetRaftState(n.raftPosition)
-		t.SetHistory(func() string { return n.applier.Identity().History })
+		t.SetHistory(n.history)
 		n.layer = transport.NewStreamLayer(t, netAddr(n.cfg.Advertise()))
 		inner = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: n.layer, MaxPool: 3,
 			Timeout: max(n.cfg.Raft.ElectionTimeout, time.Second), Logger: hclogAdapter(n.rt.Logger)})
@@ -243,6 +243,9 @@ func (n *Node) checkExisting(cfg *raft.Config) error {
 	}
 	if err := n.checkTerm(meta, header); err != nil {
 		return err
+	}
+	if header != nil {
+		n.joining.Store(&header.Identity.History)
 	}
 	last, err := n.logs.LastIndex()
 	if err != nil {
