@@ -57,6 +57,9 @@ func freeAddrs(t testing.TB, n int) []string {
 }
 
 func quietLogger() replication.Logger {
+	if os.Getenv("NORNIC_TEST_LOG") != "" {
+		return slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
 	return slog.New(slog.NewTextHandler(io.Discard, nil))
 }
 
@@ -172,6 +175,14 @@ func putNode(t *testing.T, id string, value any) *replication.Command {
 func (c *cluster) sameContent() boltgraph.Stats {
 	c.t.Helper()
 	var last boltgraph.Stats
+	defer func() {
+		for _, m := range c.members {
+			if c.t.Failed() && m.repl != nil {
+				st, err := m.store.Stats()
+				c.t.Logf("%s: %+v %v %+v", m.cfg.NodeID, st, err, m.repl.Health())
+			}
+		}
+	}()
 	require.Eventually(c.t, func() bool {
 		var seen []boltgraph.Stats
 		for _, m := range c.members {

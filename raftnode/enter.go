@@ -83,6 +83,7 @@ func (n *Node) enter(ctx context.Context, cfg *raft.Config) error {
 	if err := n.checkEmpty(); err != nil {
 		return err
 	}
+	n.joining.Store(&undecided)
 	said := ""
 	founds := n.cfg.Raft.Bootstrap && !n.recallJoining()
 	for {
@@ -248,6 +249,7 @@ func (n *Node) found(cfg *raft.Config, views []peerView) error {
 		if p := n.applier.Position(); p > 0 {
 			return fmt.Errorf("%w: the storage stands at %d and has no snapshots, so other nodes could not get what it holds", replication.ErrUnsupported, p)
 		}
+		n.joining.Store(nil) // the first leader founds the history
 		return raft.BootstrapCluster(cfg, n.logs, n.logs, n.snaps, n.rtrans, configuration)
 	}
 	identity := replication.Identity{History: replication.NewHistory(), Base: max(n.applier.Position(), 1)}

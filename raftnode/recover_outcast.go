@@ -36,6 +36,10 @@ func withoutSuperseded(views []peerView) []peerView {
 	})
 }
 
+// undecided stands for the history of a node that does not know yet which log it
+// takes part in: its Raft streams are closed to all that have one.
+var undecided = "(not decided yet)"
+
 // history is that of this node's log, or that of the log which it is about to get:
 // an empty node must not vote for, or take entries from, another one's members.
 func (n *Node) history() string {
