@@ -38,22 +38,46 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	}
 	h := &httpHandler{r: r, opts: opts}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", h.health)
-	mux.HandleFunc("GET /admin/cluster/status", h.status)
-	mux.HandleFunc("POST /admin/cluster/add", post(h, h.add))
-	mux.HandleFunc("POST /admin/cluster/remove", post(h, h.remove))
-	mux.HandleFunc("POST /admin/cluster/transfer-leadership", post(h, h.transfer))
-	mux.HandleFunc("POST /admin/cluster/snapshot", post(h, h.snapshot))
-	mux.HandleFunc("POST /admin/solo", post(h, h.solo))
-	mux.HandleFunc("POST /admin/promote", post(h, h.promote))
-	// No mode offers the first yet; it says so, like any ability that is missing.
-	mux.HandleFunc("POST /admin/region/remove", post(h, h.missing))
-	mux.HandleFunc("POST /admin/region/promote", post(h, h.promoteRegion))
-	mux.HandleFunc("GET /admin/conflicts", h.conflicts)
-	mux.HandleFunc("POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
-		post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)
-	})
+	for _, route := range h.routes() {
+		mux.HandleFunc(route.pattern, route.serve)
+	}
 	return mux
+}
+
+type httpRoute struct {
+	pattern string // method and path
+	serve   http.HandlerFunc
+}
+
+// routes of the handler. What changes something is a POST, made by post.
+func (h *httpHandler) routes() []httpRoute {
+	return []httpRoute{
+		{"GET /health", h.health},
+		{"GET /admin/cluster/status", h.status},
+		{"POST /admin/cluster/add", post(h, h.add)},
+		{"POST /admin/cluster/remove", post(h, h.remove)},
+		{"POST /admin/cluster/transfer-leadership", post(h, h.transfer)},
+		{"POST /admin/cluster/snapshot", post(h, h.snapshot)},
+		{"POST /admin/solo", post(h, h.solo)},
+		{"POST /admin/promote", post(h, h.promote)},
+		{"POST /admin/region/promote", post(h, h.promoteRegion)},
+		// No mode offers this yet; it says so, like any ability that is missing.
+		{"POST /admin/region/remove", post(h, h.missing)},
+		{"GET /admin/conflicts", h.conflicts},
+		{"POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
+			post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)
+		}},
+	}
+}
+
+// HTTPRoutes lists the routes of NewHTTPHandler, each as method and path. All but
+// those with GET are reached only through HTTPOptions.Authorize.
+func HTTPRoutes() []string {
+	var list []string
+	for _, route := range new(httpHandler).routes() {
+		list = append(list, route.pattern)
+	}
+	return list
 }
 
 // HTTPStatus is the status of an error. An unknown outcome is 504 like a
@@ -71,6 +95,7 @@ func HTTPStatus(err error) int {
 		{http.StatusBadRequest, []error{ErrInvalidCommand, ErrInvalidTimeout, ErrInvalidConfig}},
 		{http.StatusRequestEntityTooLarge, []error{ErrCommandTooLarge}},
 		{http.StatusUnauthorized, []error{ErrHTTPUnauthorized}},
+		{http.StatusBadGateway, []error{ErrUnauthenticated, ErrWrongPeer}}, // between the nodes
 		{http.StatusNotFound, []error{ErrNotFound, ErrNoConflict}},
 		{http.StatusConflict, []error{ErrNotLeader, ErrExists, ErrMissingEnd, ErrRequestIDReused, ErrMemberExists, ErrQuorumAtRisk, ErrVersionsChanged}},
 		{http.StatusTooManyRequests, []error{ErrOverloaded}},
@@ -119,16 +144,7 @@ func WriteHTTPJSON(w http.ResponseWriter, status int, v any) {
 // body that has no unknown fields.
 func post[T any](h *httpHandler, do func(context.Context, *T) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if h.opts.Authorize == nil {
-			writeHTTPError(w, http.StatusForbidden, errors.New("changes over HTTP are not enabled on this node"))
-			return
-		}
-		if err := h.opts.Authorize(r); err != nil {
-			status := http.StatusForbidden
-			if errors.Is(err, ErrHTTPUnauthorized) {
-				status = http.StatusUnauthorized
-			}
-			writeHTTPError(w, status, err)
+		if !AuthorizeHTTP(w, r, h.opts.Authorize) {
 			return
 		}
 		request := new(T)
@@ -150,6 +166,24 @@ func post[T any](h *httpHandler, do func(context.Context, *T) error) http.Handle
 		}
 		WriteHTTPJSON(w, http.StatusOK, map[string]bool{"ok": true})
 	}
+}
+
+// AuthorizeHTTP says whether authorize lets a request pass, nil none, and answers
+// one that it does not: 401 for ErrHTTPUnauthorized, 403 for other errors.
+func AuthorizeHTTP(w http.ResponseWriter, r *http.Request, authorize func(*http.Request) error) bool {
+	err := errors.New("changes over HTTP are not enabled on this node")
+	if authorize != nil {
+		err = authorize(r)
+	}
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, ErrHTTPUnauthorized):
+		writeHTTPError(w, http.StatusUnauthorized, err)
+	default:
+		writeHTTPError(w, http.StatusForbidden, err)
+	}
+	return false
 }
 
 type healthView struct {

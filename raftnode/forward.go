@@ -10,6 +10,7 @@ import (
 	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 const (
@@ -42,11 +43,7 @@ func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uin
 	}
 	start := time.Now()
 	position, err := n.write(ctx, cmds, 0)
-	metrics.MeasureSince([]string{"replication", "apply_seconds"}, start)
-	if err != nil {
-		metrics.IncrCounterWithLabels([]string{"replication", "apply_errors_total"}, 1,
-			[]metrics.Label{{Name: "code", Value: replication.ErrorCode(err)}})
-	}
+	report.Apply(start, err)
 	return position, err
 }
 

@@ -84,6 +84,7 @@ func (n *Node) observed(o raft.Observation) {
 	switch d := o.Data.(type) {
 	case raft.LeaderObservation:
 		n.signalChange()
+		n.countFailover(string(d.LeaderID))
 		n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: string(d.LeaderID), Term: n.raft.CurrentTerm()})
 	case raft.RaftState:
 		n.publish(replication.Event{Type: replication.EventRoleChanged, Role: roleName(d), Term: n.raft.CurrentTerm()})
@@ -157,6 +158,7 @@ func (n *Node) giveUpLeadership() {
 
 // housekeeping is what a node does a few times in each election timeout.
 func (n *Node) housekeeping() {
+	n.reportGauges()
 	if n.raft.State() == raft.Leader {
 		if n.applier.Failure() != nil {
 			n.giveUpLeadership()

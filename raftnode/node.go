@@ -13,6 +13,7 @@ import (
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm"
 	"github.com/nornicdb/replication/internal/datadir"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/transport"
 )
 
@@ -53,11 +54,13 @@ type Node struct {
 
 	// readyTerm is the term in which this node leads and has committed an
 	// entry of its own; 0 while it has not.
-	readyTerm atomic.Uint64
-	office    chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
-	progress  lagTracker
-	outcast   atomic.Pointer[string] // why this node is no member any more
-	joining   atomic.Pointer[string] // history of the log that this node, still empty, is to get
+	readyTerm  atomic.Uint64
+	office     chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
+	progress   lagTracker
+	gauges     report.Gauges          // housekeeping alone
+	lastLeader string                 // loop alone: who led last
+	outcast    atomic.Pointer[string] // why this node is no member any more
+	joining    atomic.Pointer[string] // history of the log that this node, still empty, is to get
 	// changing holds one token while a change of the membership is decided and
 	// proposed by this node.
 	changing chan struct{}
@@ -428,6 +431,7 @@ func (n *Node) fsmOptions() fsm.Options {
 			if err := n.saveIdentity(n.applier.Identity()); err != nil { // the next start can do without, see checkExisting
 				n.rt.Logger.Warn("the history was not noted", "error", err)
 			}
+			report.Snapshot("received")
 			n.publish(replication.Event{Type: replication.EventSnapshotInstalled, Position: position})
 		},
 	}

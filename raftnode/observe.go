@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 // errHung: this node's disk hangs, so it must not seem alive.
@@ -180,7 +181,11 @@ func (o *observedTransport) InstallSnapshot(id raft.ServerID, target raft.Server
 	if err := o.guard(); err != nil {
 		return err
 	}
-	return o.Transport.InstallSnapshot(id, target, args, resp, data)
+	err := o.Transport.InstallSnapshot(id, target, args, resp, data)
+	if err == nil && resp.Success {
+		report.Snapshot("sent")
+	}
+	return err
 }
 
 // Close implements raft.WithClose.

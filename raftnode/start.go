@@ -344,7 +344,7 @@ func (n *Node) run(cfg *raft.Config) error {
 			return fmt.Errorf("storage: %w", err)
 		}
 	}
-	machine := fsm.New(n.storage, n.applier, n.fsmOptions())
+	machine := &countedFSM{fsm.New(n.storage, n.applier, n.fsmOptions())}
 	r, err := raft.NewRaft(cfg, machine, n.logs, n.logs, n.snaps, n.rtrans)
 	if err != nil {
 		return fmt.Errorf("starting Raft: %w", err)

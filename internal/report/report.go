@@ -1,0 +1,111 @@
+// Package report sends the replication layer's metrics to the process's
+// go-metrics sink, through the compat package that hashicorp/raft uses, so that
+// one sink shows both (HTTP endpoints and metrics, "Metrics"). The names are
+// those that a sink with the service name "nornicdb" shows.
+package report
+
+import (
+	"math"
+	"time"
+
+	metrics "github.com/hashicorp/go-metrics/compat"
+	"github.com/nornicdb/replication"
+)
+
+const prefix = "replication"
+
+func key(name string) []string { return []string{prefix, name} }
+
+func label(name, value string) []metrics.Label { return []metrics.Label{{Name: name, Value: value}} }
+
+func flag(b bool) float32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Roles that a node of any mode can have; exactly one is 1.
+var roles = []string{"none", "standalone", "leader", "candidate", "follower", "nonvoter", "shutdown", "primary", "standby"}
+
+// Gauges reports a node's health. The zero value is ready; it belongs to one
+// node, and is not safe for concurrent use.
+type Gauges struct{ peers map[string]bool }
+
+// Report sets the gauges to what h says. The gauges of a peer that is no longer
+// there become NaN: a sink forgets none.
+func (g *Gauges) Report(h *replication.HealthStatus) {
+	metrics.SetGaugeWithLabels(key("mode"), 1, label("mode", string(h.Mode)))
+	metrics.SetGauge(key("is_leader"), flag(h.IsLeader))
+	for _, r := range roles {
+		metrics.SetGaugeWithLabels(key("role"), flag(r == h.Role), label("role", r))
+	}
+	metrics.SetGauge(key("term"), float32(h.Term))
+	metrics.SetGauge(key("commit_index"), float32(h.CommitIndex))
+	metrics.SetGauge(key("applied_index"), float32(h.AppliedIndex))
+	metrics.SetGauge(key("lag_seconds"), float32(h.LagSeconds))
+	degraded := !h.Healthy
+	here := make(map[string]bool, len(h.Peers))
+	for _, p := range h.Peers {
+		here[p.ID] = true
+		metrics.SetGaugeWithLabels(key("lag_entries"), float32(p.Lag), label("peer", p.ID))
+		metrics.SetGaugeWithLabels(key("peer_healthy"), flag(p.Healthy), label("peer", p.ID))
+		degraded = degraded || h.IsLeader && p.Voter && !p.Healthy
+	}
+	metrics.SetGauge(key("degraded"), flag(degraded))
+	for id := range g.peers {
+		if !here[id] {
+			metrics.SetGaugeWithLabels(key("lag_entries"), float32(math.NaN()), label("peer", id))
+			metrics.SetGaugeWithLabels(key("peer_healthy"), float32(math.NaN()), label("peer", id))
+		}
+	}
+	g.peers = here
+}
+
+// WALBytes reports the size of the log store.
+func WALBytes(n int64) { metrics.SetGauge(key("wal_bytes"), float32(n)) }
+
+// Snapshot counts a snapshot that was "taken", "sent" or "received".
+func Snapshot(direction string) {
+	metrics.IncrCounterWithLabels(key("snapshots_total"), 1, label("direction", direction))
+}
+
+// Failover counts a change from one leader to another.
+func Failover() { metrics.IncrCounter(key("failovers_total"), 1) }
+
+// Apply reports a write that was begun at start and ended with err.
+func Apply(start time.Time, err error) {
+	metrics.AddSample(key("apply_seconds"), float32(time.Since(start).Seconds()))
+	if err != nil {
+		metrics.IncrCounterWithLabels(key("apply_errors_total"), 1, label("code", replication.ErrorCode(err)))
+	}
+}
+
+// Name is a metric of this layer that a sink can show before it is first reported:
+// its key, with the values that its label is known to have.
+type Name struct {
+	Key    []string
+	Label  string
+	Values []string
+}
+
+// Counters that a node of any mode can report.
+func Counters() []Name {
+	return []Name{
+		{Key: key("apply_errors_total"), Label: "code", Values: []string{"timeout", "unknown_outcome", "no_leader", "overloaded", "not_leader",
+			"invalid_command", "exists", "not_found", "missing_end", "request_id_reused", "command_too_large", "storage_failed", "closed", "internal"}},
+		{Key: key("forwarded_total")},
+		{Key: key("snapshots_total"), Label: "direction", Values: []string{"taken", "sent", "received"}},
+		{Key: key("fenced_total")},
+		{Key: key("failovers_total")},
+		{Key: key("diverged_entries_total")},
+		{Key: key("conflicts_total"), Label: "strategy", Values: []string{"last_write_wins", "first_write_wins", "manual"}},
+		{Key: key("handshake_rejected_total"), Label: "reason", Values: []string{"tls", "expired_certificate", "malformed", "silent", "no_proof", "wrong_proof",
+			"version", "cluster", "history", "stream", "region", "settings", "too_many", "io"}},
+		{Key: key("frames_rejected_total"), Label: "reason", Values: []string{"record"}},
+		{Key: key("dial_refused_total"), Label: "reason", Values: []string{"unauthenticated", "wrong_peer", "unsupported", "overloaded", "foreign_history"}},
+	}
+}
+
+// Summaries that a node of any mode can report.
+func Summaries() []Name { return []Name{{Key: key("apply_seconds")}} }
