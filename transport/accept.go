@@ -160,7 +160,7 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 	if t.opts.TLS != nil {
 		tc := tls.Server(c, t.opts.TLS.server())
 		if err := tc.HandshakeContext(t.ctx); err != nil {
-			return nil, nil, &rejection{reason: "tls", err: fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
+			return nil, nil, &rejection{reason: tlsReason(err), err: fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
 		}
 		nc = tc
 	}

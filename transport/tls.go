@@ -3,6 +3,7 @@ package transport
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +24,8 @@ type TLS struct {
 	stamps [3]fileStamp
 	cert   *tls.Certificate
 	pool   *x509.CertPool // nil: the system's
+	// expired: that cert has expired was said.
+	expired bool
 }
 
 type fileStamp struct {
@@ -99,7 +102,21 @@ func (t *TLS) current() (*tls.Certificate, *x509.CertPool) {
 	if err != nil {
 		t.logger.Error("TLS files cannot be read again, the old certificate stays in use", "error", err)
 	}
+	if expired := time.Now().After(t.cert.Leaf.NotAfter); expired != t.expired {
+		if t.expired = expired; expired {
+			t.logger.Error("this node's own TLS certificate has expired: peers refuse it", "valid_until", t.cert.Leaf.NotAfter)
+		}
+	}
 	return t.cert, t.pool
+}
+
+// tlsReason is the label under which a failed TLS handshake is counted.
+func tlsReason(err error) string {
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return "expired_certificate"
+	}
+	return "tls"
 }
 
 func (t *TLS) base() *tls.Config {

@@ -22,12 +22,17 @@ import (
 type client struct {
 	http    http.Client
 	addrs   []string
+	token   string // "": none is sent
 	current atomic.Int64
 	retries atomic.Int64
 }
 
 func newClient(addrs []string) (*client, error) {
-	c := &client{}
+	token, err := adminToken()
+	if err != nil {
+		return nil, err
+	}
+	c := &client{token: token}
 	for _, a := range addrs {
 		a = strings.TrimRight(strings.TrimSpace(a), "/")
 		if a == "" {
@@ -42,6 +47,13 @@ func newClient(addrs []string) (*client, error) {
 		return nil, fmt.Errorf("%w: --addr names no node", errUsage)
 	}
 	return c, nil
+}
+
+// authorize adds the bearer token.
+func (c *client) authorize(req *http.Request) {
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
 }
 
 // final: another try cannot change the answer.
@@ -88,6 +100,7 @@ func (c *client) try(ctx context.Context, url, requestID string, body []byte) (s
 		return 0, err
 	}
 	req.Header.Set("Request-Id", requestID)
+	c.authorize(req)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return 0, err

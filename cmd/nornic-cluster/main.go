@@ -29,6 +29,8 @@ func run() int {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
 	root.AddCommand(demoCommand(), serveCommand(), importCommand(), exportCommand(), statusCommand(), verifyCommand(), benchCommand())
+	root.AddCommand(adminCommands()...)
+	root.AddCommand(recoverCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "nornic-cluster:", err)
 		if errors.Is(err, errUsage) || errors.Is(err, replication.ErrInvalidConfig) {

@@ -20,7 +20,7 @@ import (
 	"github.com/nornicdb/replication/standby"
 )
 
-const stopTimeout = 10 * time.Second
+const stopTimeout = 9 * time.Second // of ten that are promised
 
 // node is a replicator over a graph store, with its HTTP address.
 type node struct {
@@ -59,26 +59,53 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), store.Close())
 	}
-	mux := http.NewServeMux()
-	admin := replication.NewHTTPHandler(repl, replication.HTTPOptions{Authorize: authorize})
-	mux.Handle("/health", admin)
-	mux.Handle("/admin/", admin)
-	(&rest{repl: repl, store: store}).mount(mux)
-	n.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	handler, err := n.handler(authorize)
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), store.Close())
+	}
+	n.server = &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	go func() { n.done <- n.server.Serve(l) }()
 	return n, nil
 }
 
-// authorizer guards the mutating admin endpoints: by the bearer token in
-// NORNIC_ADMIN_TOKEN, and without one by a loopback address.
+// handler serves everything that this node has on its HTTP address.
+func (n *node) handler(authorize func(*http.Request) error) (http.Handler, error) {
+	metrics, err := n.metricsHandler()
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	admin := replication.NewHTTPHandler(n.repl, replication.HTTPOptions{Authorize: authorize})
+	mux.Handle("/health", admin)
+	mux.Handle("/admin/", admin)
+	mux.Handle("GET /metrics", metrics)
+	(&rest{repl: n.repl, store: n.store, authorize: authorize}).mount(mux)
+	return mux, nil
+}
+
+// adminToken is the bearer token of NORNIC_ADMIN_TOKEN, or of the file that
+// NORNIC_ADMIN_TOKEN_FILE names; "" where there is none.
+func adminToken() (string, error) {
+	token, name := os.Getenv("NORNIC_ADMIN_TOKEN"), os.Getenv("NORNIC_ADMIN_TOKEN_FILE")
+	if token != "" || name == "" {
+		return token, nil
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return "", fmt.Errorf("%w: NORNIC_ADMIN_TOKEN_FILE: %w", replication.ErrInvalidConfig, err)
+	}
+	if token = strings.TrimSpace(string(data)); token == "" {
+		return "", fmt.Errorf("%w: NORNIC_ADMIN_TOKEN_FILE: %s is empty", replication.ErrInvalidConfig, name)
+	}
+	return token, nil
+}
+
+// authorizer guards the endpoints that change something: by the bearer token, and
+// without one by a loopback address.
 func authorizer(addr net.Addr) (func(*http.Request) error, error) {
-	token := os.Getenv("NORNIC_ADMIN_TOKEN")
-	if name := os.Getenv("NORNIC_ADMIN_TOKEN_FILE"); token == "" && name != "" {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("%w: NORNIC_ADMIN_TOKEN_FILE: %w", replication.ErrInvalidConfig, err)
-		}
-		token = strings.TrimSpace(string(data))
+	token, err := adminToken()
+	if err != nil {
+		return nil, err
 	}
 	if token != "" {
 		want := []byte("Bearer " + token)
@@ -97,8 +124,22 @@ func authorizer(addr net.Addr) (func(*http.Request) error, error) {
 
 func (n *node) start(ctx context.Context) error { return n.repl.Start(ctx) }
 
-// stop closes everything, in order, within stopTimeout where the disk allows.
+// stop closes everything, in order. What takes longer than stopTimeout, a disk
+// that hangs, is left to the end of the process.
 func (n *node) stop() error {
+	done := make(chan error, 1)
+	go func() { done <- n.close() }()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("%w: not everything was closed within %s", replication.ErrTimeout, stopTimeout)
+	}
+}
+
+func (n *node) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout/2)
 	defer cancel()
 	var errs []error

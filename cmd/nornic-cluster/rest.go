@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 const (
@@ -23,22 +25,45 @@ const (
 
 // rest is the graph's REST interface on a node.
 type rest struct {
-	repl  replication.Replicator
-	store *boltgraph.Store
+	repl      replication.Replicator
+	store     *boltgraph.Store
+	authorize func(*http.Request) error // guards what changes the graph
+}
+
+type restRoute struct {
+	pattern string // method and path
+	serve   http.HandlerFunc
+}
+
+// routes of the interface. All but those with GET change the graph.
+func (s *rest) routes() []restRoute {
+	return []restRoute{
+		{"PUT /graph/nodes/{id}", s.putNode},
+		{"GET /graph/nodes/{id}", s.getNode},
+		{"PATCH /graph/nodes/{id}", s.patchNode},
+		{"DELETE /graph/nodes/{id}", s.deleteNode},
+		{"GET /graph/nodes/{id}/edges", s.nodeEdges},
+		{"PUT /graph/edges/{from}/{type}/{to}", s.putEdge},
+		{"GET /graph/edges/{from}/{type}/{to}", s.getEdge},
+		{"DELETE /graph/edges/{from}/{type}/{to}", s.deleteEdge},
+		{"POST /graph/batch", s.batch},
+		{"GET /graph/stats", s.stats},
+		{"GET /graph/export", s.export},
+	}
 }
 
 func (s *rest) mount(mux *http.ServeMux) {
-	mux.HandleFunc("PUT /graph/nodes/{id}", s.putNode)
-	mux.HandleFunc("GET /graph/nodes/{id}", s.getNode)
-	mux.HandleFunc("PATCH /graph/nodes/{id}", s.patchNode)
-	mux.HandleFunc("DELETE /graph/nodes/{id}", s.deleteNode)
-	mux.HandleFunc("GET /graph/nodes/{id}/edges", s.nodeEdges)
-	mux.HandleFunc("PUT /graph/edges/{from}/{type}/{to}", s.putEdge)
-	mux.HandleFunc("GET /graph/edges/{from}/{type}/{to}", s.getEdge)
-	mux.HandleFunc("DELETE /graph/edges/{from}/{type}/{to}", s.deleteEdge)
-	mux.HandleFunc("POST /graph/batch", s.batch)
-	mux.HandleFunc("GET /graph/stats", s.stats)
-	mux.HandleFunc("GET /graph/export", s.export)
+	for _, route := range s.routes() {
+		serve := route.serve
+		if !strings.HasPrefix(route.pattern, "GET ") {
+			serve = func(w http.ResponseWriter, r *http.Request) {
+				if replication.AuthorizeHTTP(w, r, s.authorize) {
+					route.serve(w, r)
+				}
+			}
+		}
+		mux.HandleFunc(route.pattern, serve)
+	}
 }
 
 // write applies commands as one group and answers its position.
@@ -48,7 +73,11 @@ func (s *rest) write(w http.ResponseWriter, r *http.Request, cmds ...*replicatio
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
 	defer cancel()
+	start := time.Now()
 	position, err := s.repl.(replication.BatchApplier).ApplyBatch(ctx, cmds)
+	if s.repl.Mode() == replication.ModeStandalone { // the other modes report themselves
+		report.Apply(start, err)
+	}
 	if err != nil {
 		replication.WriteHTTPError(w, err)
 		return

@@ -102,7 +102,7 @@ func Counters() []Name {
 		{Key: key("conflicts_total"), Label: "strategy", Values: []string{"last_write_wins", "first_write_wins", "manual"}},
 		{Key: key("handshake_rejected_total"), Label: "reason", Values: []string{"tls", "expired_certificate", "malformed", "silent", "no_proof", "wrong_proof",
 			"version", "cluster", "history", "stream", "region", "settings", "too_many", "io"}},
-		{Key: key("frames_rejected_total"), Label: "reason", Values: []string{"record"}},
+		{Key: key("frames_rejected_total"), Label: "reason", Values: []string{"malformed", "record"}},
 		{Key: key("dial_refused_total"), Label: "reason", Values: []string{"unauthenticated", "wrong_peer", "unsupported", "overloaded", "foreign_history"}},
 	}
 }

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// adminTimeout bounds an admin command; the node answers within its own 30 s.
+const adminTimeout = 35 * time.Second
+
+// adminCommands are the commands that call the admin endpoints.
+func adminCommands() []*cobra.Command {
+	region := &cobra.Command{Use: "region", Short: "Operate regions", Args: exactArgs(0),
+		Example: "  nornic-cluster region promote --addr http://127.0.0.1:7474",
+		RunE: func(*cobra.Command, []string) error {
+			return fmt.Errorf("%w: region promote, or region remove", errUsage)
+		}}
+	region.AddCommand(
+		order("promote", "Make this the primary write region", "region promote", "/admin/region/promote", 0, nil, "this is the primary write region"),
+		order("remove REGION", "Remove a region", "region remove eu-west", "/admin/region/remove", 1,
+			func(args []string, body map[string]any) error { body["region_id"] = args[0]; return nil }, "region removed"))
+	return []*cobra.Command{addCommand(), removeCommand(), transferCommand(), promoteCommand(), conflictsCommand(), region,
+		order("snapshot", "Take a snapshot on the node now", "snapshot --addr http://127.0.0.1:7475", "/admin/cluster/snapshot", 0, nil, "snapshot taken"),
+		order("solo", "Certify that the peer is down (hot standby)", "solo --addr http://127.0.0.1:7474", "/admin/solo", 0, nil, "going on alone"),
+	}
+}
+
+// order is a command that posts to one endpoint and says what it did. fill puts
+// the arguments into the body; it may be nil.
+func order(use, short, example, path string, args int, fill func(args []string, body map[string]any) error, done string) *cobra.Command {
+	var addr string
+	cmd := &cobra.Command{Use: use, Short: short, Args: exactArgs(args), Example: "  nornic-cluster " + example,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			body := make(map[string]any)
+			if fill != nil {
+				if err := fill(args, body); err != nil {
+					return err
+				}
+			}
+			if err := postAdmin(cmd.Context(), addr, path, body); err != nil {
+				return err
+			}
+			fmt.Println(done)
+			return nil
+		}}
+	addrFlag(cmd, &addr)
+	return cmd
+}
+
+func addrFlag(cmd *cobra.Command, addr *string) {
+	cmd.Flags().StringVar(addr, "addr", "http://127.0.0.1:7474", "any node's HTTP address")
+}
+
+func addCommand() *cobra.Command {
+	var voter bool
+	cmd := order("add NODE ADDRESS", "Add a node, or change its address", "add --addr http://127.0.0.1:7474 n4 127.0.0.1:7691",
+		"/admin/cluster/add", 2, func(args []string, body map[string]any) error {
+			if _, port, err := net.SplitHostPort(args[1]); err != nil || port == "" {
+				return fmt.Errorf("%w: ADDRESS %q is not host:port", errUsage, args[1])
+			}
+			body["node_id"], body["address"], body["voter"] = args[0], args[1], voter
+			return nil
+		}, "added; a voter starts as a non-voter and is promoted when it has caught up (status --watch)")
+	cmd.Flags().BoolVar(&voter, "voter", true, "make it a voter when it has caught up; --voter=false: it stays a non-voter")
+	return cmd
+}
+
+func removeCommand() *cobra.Command {
+	var force bool
+	cmd := order("remove NODE", "Remove a node", "remove --addr http://127.0.0.1:7474 n4",
+		"/admin/cluster/remove", 1, func(args []string, body map[string]any) error {
+			body["node_id"], body["force"] = args[0], force
+			return nil
+		}, "removed")
+	cmd.Flags().BoolVar(&force, "force", false, "also where the rest would have no quorum that answers")
+	return cmd
+}
+
+func transferCommand() *cobra.Command {
+	cmd := order("transfer [NODE]", "Hand leadership to a node, or to any", "transfer --addr http://127.0.0.1:7474 n2",
+		"/admin/cluster/transfer-leadership", 0, func(args []string, body map[string]any) error {
+			if len(args) == 1 {
+				body["node_id"] = args[0]
+			}
+			return nil
+		}, "leadership was handed over")
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return fmt.Errorf("%w: one node at most", errUsage)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func promoteCommand() *cobra.Command {
+	var force bool
+	cmd := order("promote", "Make a standby the primary (hot standby)", "promote --addr http://127.0.0.1:7475",
+		"/admin/promote", 0, func(_ []string, body map[string]any) error { body["force"] = force; return nil }, "promoted")
+	cmd.Flags().BoolVar(&force, "force", false, "also where the primary cannot be reached")
+	return cmd
+}
+
+func conflictsCommand() *cobra.Command {
+	var addr string
+	var asJSON bool
+	cmd := &cobra.Command{Use: "conflicts", Short: "List conflicts between regions that wait for a decision", Args: exactArgs(0),
+		Example: "  nornic-cluster conflicts --addr http://127.0.0.1:7474\n  nornic-cluster conflicts resolve 17 '{\"winner\": \"eu\"}'",
+		RunE:    func(cmd *cobra.Command, _ []string) error { return listConflicts(cmd.Context(), addr, asJSON) }}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	addrFlag(cmd, &addr)
+	cmd.AddCommand(resolveCommand())
+	return cmd
+}
+
+func resolveCommand() *cobra.Command {
+	var addr string
+	cmd := &cobra.Command{Use: "resolve ID DECISION", Short: "Decide a conflict; DECISION is a JSON object", Args: exactArgs(2),
+		Example: "  nornic-cluster conflicts resolve --addr http://127.0.0.1:7474 17 '{\"winner\": \"eu\"}'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var decision map[string]any
+			if err := json.Unmarshal([]byte(args[1]), &decision); err != nil {
+				return fmt.Errorf("%w: DECISION: %w", errUsage, err)
+			}
+			if err := postAdmin(cmd.Context(), addr, "/admin/conflicts/"+url.PathEscape(args[0])+"/resolve", decision); err != nil {
+				return err
+			}
+			fmt.Println("resolved")
+			return nil
+		}}
+	addrFlag(cmd, &addr)
+	return cmd
+}
+
+// listConflicts prints the answer as it is, or a line for each conflict.
+func listConflicts(ctx context.Context, addr string, asJSON bool) error {
+	c, err := newClient([]string{addr})
+	if err != nil {
+		return err
+	}
+	var answer json.RawMessage
+	if err := get(ctx, c.addrs[0]+"/admin/conflicts", &answer); err != nil {
+		return err
+	}
+	var list struct {
+		Conflicts []map[string]any `json:"conflicts"`
+	}
+	if asJSON || json.Unmarshal(answer, &list) != nil {
+		fmt.Println(string(answer))
+		return nil
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tCONFLICT")
+	for _, conflict := range list.Conflicts {
+		id := conflict["id"]
+		delete(conflict, "id")
+		rest, err := json.Marshal(conflict)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%v\t%s\n", id, rest)
+	}
+	return w.Flush()
+}
+
+// postAdmin sends an order to a node once: whether one whose answer was lost was
+// carried out is the operator's to find out.
+func postAdmin(ctx context.Context, addr, path string, body any) error {
+	c, err := newClient([]string{addr})
+	if err != nil {
+		return err
+	}
+	defer c.http.CloseIdleConnections()
+	data, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.addrs[0]+path, bytes.NewReader(data))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	c.authorize(req)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil || resp.StatusCode == http.StatusOK {
+		return err
+	}
+	var failure struct {
+		Error struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(text, &failure) == nil && failure.Error.Code != "" {
+		return fmt.Errorf("%s (%s)", failure.Error.Message, failure.Error.Code)
+	}
+	return errors.New(resp.Status + ": " + string(bytes.TrimSpace(text)))
+}
