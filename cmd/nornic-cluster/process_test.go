@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +48,7 @@ type process struct {
 	env  []string
 	args []string
 	url  string
+	data string
 	log  *os.File
 	cmd  *exec.Cmd
 
@@ -68,15 +70,36 @@ func (p *process) start() {
 }
 
 func (p *process) kill9() {
-	require.NoError(p.t, p.cmd.Process.Kill())
-	_ = p.cmd.Wait() // it was killed: that is its error
+	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Wait()         // it was killed: that is its error
+	p.cmd = nil
 }
 
-func threeProcesses(t *testing.T, more ...string) []*process {
+// terminate stops the process as an operator does, and says how long it took.
+func (p *process) terminate() time.Duration {
+	p.t.Helper()
+	start := time.Now()
+	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(p.t, p.cmd.Wait())
+	p.cmd = nil
+	return time.Since(start)
+}
+
+// said: the process's log has the text.
+func (p *process) said(text string) bool {
+	p.t.Helper()
+	log, err := os.ReadFile(p.log.Name())
+	require.NoError(p.t, err)
+	return strings.Contains(string(log), text)
+}
+
+// clusterPrefix stands before the name of every variable.
+const clusterPrefix = "NORNICDB_CLUSTER_"
+
+// threeProcesses starts n0, n1 and n2; change may change one before it starts.
+func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process {
 	t.Helper()
 	cluster, err := loopbackAddrs(0)
-	require.NoError(t, err)
-	web, err := loopbackAddrs(0)
 	require.NoError(t, err)
 	dir := t.TempDir()
 	var list []*process
@@ -87,28 +110,41 @@ func threeProcesses(t *testing.T, more ...string) []*process {
 				peers = append(peers, fmt.Sprintf("n%d:%s", j, addr))
 			}
 		}
-		log, err := os.Create(filepath.Join(dir, fmt.Sprintf("log%d", i)))
-		require.NoError(t, err)
-		prefix := "NORNICDB_CLUSTER_"
-		p := &process{t: t, log: log, url: "http://" + web[i],
-			args: []string{"serve", "--http", web[i], "--data", filepath.Join(dir, fmt.Sprintf("n%d", i))},
-			env: []string{prefix + "MODE=raft", prefix + "NODE_ID=" + fmt.Sprint("n", i), prefix + "BIND_ADDR=" + cluster[i],
-				prefix + "RAFT_PEERS=" + strings.Join(peers, ","), prefix + "RAFT_BOOTSTRAP=" + fmt.Sprint(i == 0),
-				prefix + "SECRET=0123456789abcdef", prefix + "RAFT_ELECTION_TIMEOUT=300ms", prefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
-				prefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}}
-		p.env = append(p.env, more...)
+		p := newProcess(t, dir, fmt.Sprint("n", i), cluster[i], peers)
+		p.env = append(p.env, clusterPrefix+"RAFT_BOOTSTRAP="+fmt.Sprint(i == 0))
+		for _, c := range change {
+			c(i, p)
+		}
 		p.start()
 		list = append(list, p)
-		t.Cleanup(func() {
-			p.kill9()
-			if t.Failed() {
-				text, _ := os.ReadFile(log.Name())
-				t.Logf("%s:\n%s", p.url, text[max(0, len(text)-4000):])
-			}
-			_ = log.Close()
-		})
 	}
 	return list
+}
+
+// newProcess is a Raft node in a directory below dir, not started.
+func newProcess(t *testing.T, dir, id, addr string, peers []string) *process {
+	t.Helper()
+	web, err := loopbackAddrs(0)
+	require.NoError(t, err)
+	log, err := os.Create(filepath.Join(dir, id+".log"))
+	require.NoError(t, err)
+	p := &process{t: t, log: log, url: "http://" + web[0], data: filepath.Join(dir, id),
+		args: []string{"serve", "--http", web[0], "--data", filepath.Join(dir, id)},
+		env: []string{clusterPrefix + "MODE=raft", clusterPrefix + "NODE_ID=" + id, clusterPrefix + "BIND_ADDR=" + addr,
+			clusterPrefix + "RAFT_PEERS=" + strings.Join(peers, ","),
+			clusterPrefix + "SECRET=0123456789abcdef", clusterPrefix + "RAFT_ELECTION_TIMEOUT=300ms", clusterPrefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
+			clusterPrefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}}
+	t.Cleanup(func() {
+		if p.cmd != nil {
+			p.kill9()
+		}
+		if t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			t.Logf("%s %s:\n%s", id, p.url, text[max(0, len(text)-4000):])
+		}
+		_ = log.Close()
+	})
+	return p
 }
 
 func urls(list []*process) (all []string) {

@@ -1,0 +1,316 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// command runs the binary and returns what it printed and its exit status.
+func command(t *testing.T, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := binary(nil, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil {
+		require.True(t, errors.As(err, &exit), "%v", err)
+		status = exit.ExitCode()
+	}
+	return out.String(), errs.String(), status
+}
+
+// clusterSays is the cluster as status --json prints it.
+func clusterSays(t *testing.T, url string) clusterView {
+	t.Helper()
+	out, _, status := command(t, "status", "--json", "--addr", url)
+	var v clusterView
+	if status == 0 {
+		require.NoError(t, json.Unmarshal([]byte(out), &v))
+	}
+	return v
+}
+
+func voters(v clusterView) (ids []string) {
+	for _, m := range v.Members {
+		if m.Voter {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// load writes through a client until stop is called; no write may fail.
+func load(t *testing.T, addrs []string) (progress func(), stop func() int) {
+	t.Helper()
+	c, err := newClient(addrs)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	var acked atomic.Int64
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-end:
+					return
+				default:
+				}
+				id := fmt.Sprintf("w%d-%d", w, i)
+				if err := c.post(ctx, "/graph/batch", "run-"+id, []byte(`{"type":"node","id":"`+id+`"}`)); err != nil {
+					t.Errorf("%s: %v", id, err)
+					return
+				}
+				acked.Add(1)
+			}
+		})
+	}
+	return func() {
+			t.Helper()
+			target := acked.Load() + 50
+			require.Eventually(t, func() bool { return acked.Load() >= target }, patience, time.Millisecond, "writes go on")
+		}, func() int {
+			close(end)
+			wg.Wait()
+			cancel()
+			c.http.CloseIdleConnections()
+			return int(acked.Load())
+		}
+}
+
+// holds checks that every node has exactly the writes that were acknowledged.
+func holds(t *testing.T, list []*process, writes int) {
+	t.Helper()
+	require.NoError(t, verify(t.Context(), urls(list), patience, true))
+	var st statsView
+	require.NoError(t, get(t.Context(), list[0].url+"/graph/stats", &st))
+	require.Equal(t, writes, int(st.Nodes))
+}
+
+func follower(t *testing.T, list []*process) *process {
+	t.Helper()
+	lead := leader(t, list)
+	for _, p := range list {
+		if p != lead {
+			return p
+		}
+	}
+	return nil
+}
+
+// TestMembershipByTheBinary: a fourth node comes, leadership moves, a node goes,
+// one is replaced, all ordered at a follower while writes go on.
+func TestMembershipByTheBinary(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts four processes")
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	list := threeProcesses(t)
+	at := follower(t, list).url
+	progress, stop := load(t, urls(list))
+	progress()
+	ok := func(args ...string) string {
+		t.Helper()
+		out, errs, status := command(t, append(args, "--addr", at)...)
+		require.Zero(t, status, "%v: %s", args, errs)
+		return out
+	}
+	cluster, err := loopbackAddrs(0)
+	require.NoError(t, err)
+	members := clusterSays(t, at).Members
+	fourth := newProcess(t, t.TempDir(), "n3", cluster[0], []string{members[0].ID + ":" + members[0].Address, members[1].Address})
+	fourth.start()
+	require.Eventually(t, func() bool { return len(voters(clusterSays(t, at))) == 4 }, patience, 50*time.Millisecond)
+	progress()
+
+	ok("transfer", "n3")
+	require.Equal(t, "n3", clusterSays(t, at).Leader.ID)
+	ok("snapshot")
+	progress()
+	ok("remove", "n3")
+	v := clusterSays(t, at)
+	require.NotContains(t, voters(v), "n3")
+	require.Len(t, v.Members, 3)
+	progress()
+	fourth.kill9()
+
+	// The leader's disk is gone.
+	victim := leader(t, list)
+	var id string
+	for i, p := range list {
+		if p == victim {
+			id = fmt.Sprint("n", i)
+		}
+	}
+	victim.kill9()
+	require.NoError(t, os.RemoveAll(victim.data))
+	victim.start()
+	if at == victim.url {
+		at = follower(t, list).url
+	}
+	rejoined := func() bool {
+		v := clusterSays(t, at)
+		for _, m := range v.Members {
+			if m.ID == id {
+				return m.Voter && m.Healthy
+			}
+		}
+		return false
+	}
+	require.Eventually(t, rejoined, patience, 50*time.Millisecond)
+	progress()
+	holds(t, list, stop())
+
+	_, errs, status := command(t, "remove", "--addr", at, "n9")
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "not_found")
+	for _, args := range [][]string{{"add", "n9"}, {"add", "n9", "no-port"}, {"remove"}, {"transfer", "a", "b"}, {"snapshot", "x"}, {"region"}, {"region", "remove"},
+		{"conflicts", "resolve", "1", "{"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
+		_, errs, status := command(t, args...)
+		require.Equal(t, 2, status, "%v: %s", args, errs)
+	}
+	for _, args := range [][]string{{"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve", "1", "{}"}, {"region", "promote"}, {"region", "remove", "eu"}} {
+		_, errs, status := command(t, append(args, "--addr", at)...)
+		require.Equal(t, 1, status, args)
+		require.Contains(t, errs, "unsupported", "no such thing in Raft mode")
+	}
+}
+
+// TestRollingRestartUnderLoad: every node is stopped as an operator stops it and
+// started again, one by one; no write fails at the client, and none at all that
+// is sent to a node that stays.
+func TestRollingRestartUnderLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("restarts three processes")
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	list := threeProcesses(t)
+	leader(t, list)
+	progress, stop := load(t, urls(list))
+	progress()
+	steady := 0
+	for i, p := range list {
+		other := list[(i+1)%3]
+		stayed, stopStayed := onceEach(t, other.url, fmt.Sprint("steady", i))
+		stayed()
+		took := p.terminate()
+		require.Less(t, took, 10*time.Second)
+		progress()
+		stayed()
+		p.start()
+		require.Eventually(t, func() bool {
+			var h struct{}
+			return get(t.Context(), p.url+"/health?ready=1", &h) == nil
+		}, patience, 20*time.Millisecond, "it comes back")
+		progress()
+		stayed()
+		steady += stopStayed()
+		t.Logf("%s stopped within %s", p.url, took.Round(time.Millisecond))
+	}
+	writes := stop()
+	holds(t, list, writes+steady)
+	t.Logf("%d writes by a client of all nodes, %d to nodes that stayed", writes, steady)
+}
+
+// onceEach writes to one node without ever trying again.
+func onceEach(t *testing.T, url, name string) (progress func(), stop func() int) {
+	t.Helper()
+	c, err := newClient([]string{url})
+	require.NoError(t, err)
+	end := make(chan struct{})
+	var acked atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			id := fmt.Sprintf("%s-%d", name, i)
+			if _, err := c.try(t.Context(), c.addrs[0]+"/graph/batch", id, []byte(`{"type":"node","id":"`+id+`"}`)); err != nil {
+				t.Errorf("%s: %v", id, err)
+				return
+			}
+			acked.Add(1)
+		}
+	})
+	return func() {
+			t.Helper()
+			target := acked.Load() + 20
+			require.Eventually(t, func() bool { return acked.Load() >= target }, patience, time.Millisecond, "writes to %s go on", url)
+		}, func() int {
+			close(end)
+			wg.Wait()
+			c.http.CloseIdleConnections()
+			return int(acked.Load())
+		}
+}
+
+// TestRecoverByTheBinary: two of three are gone for good.
+func TestRecoverByTheBinary(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts three processes")
+	}
+	defer http.DefaultClient.CloseIdleConnections()
+	list := threeProcesses(t)
+	leader(t, list)
+	progress, stop := load(t, urls(list))
+	progress()
+	writes := stop()
+	holds(t, list, writes)
+	left := list[1]
+	_, errs, status := command(t, "recover", "--data", left.data, "--lost", "n0,n2")
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "locked", "it is running")
+	for _, p := range list {
+		p.terminate()
+	}
+	before := filesBelow(t, left.data)
+	for _, args := range [][]string{{}, {"--lost", "n0"}, {"--lost", "n0,n2,n7"}, {"--lost", "n0,n2", "--node", "n0"}, {"--lost", "n0,n2", "--address", "x"}} {
+		_, errs, status := command(t, append([]string{"recover", "--data", left.data}, args...)...)
+		require.Equal(t, 2, status, "%v: %s", args, errs)
+		require.Equal(t, before, filesBelow(t, left.data), args)
+	}
+	out, errs, status := command(t, "recover", "--data", left.data, "--lost", "n0,n2", "--node", "n1")
+	require.Zero(t, status, errs)
+	require.Contains(t, out, "n1 is a cluster of one")
+
+	left.start()
+	leader(t, list[1:2])
+	for _, i := range []int{0, 2} {
+		p := list[i]
+		p.env = append(p.env, clusterPrefix+"RAFT_BOOTSTRAP=false")
+		p.start() // as it was
+		require.Eventually(t, func() bool { return p.said("recovered without this node") }, patience, 20*time.Millisecond)
+		p.kill9()
+		require.NoError(t, os.RemoveAll(p.data))
+		p.start()
+	}
+	require.Eventually(t, func() bool { return len(voters(clusterSays(t, left.url))) == 3 }, patience, 50*time.Millisecond)
+	holds(t, list, writes)
+}
+
+// TestHelpHasAnExampleForEveryCommand.
+func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
+	for _, args := range [][]string{{"add"}, {"remove"}, {"transfer"}, {"snapshot"}, {"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve"},
+		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"serve"}, {"status"}} {
+		out, _, status := command(t, append(args, "--help")...)
+		require.Zero(t, status)
+		require.Contains(t, out, "Examples:\n  nornic-cluster "+strings.Join(args, " "), args)
+	}
+}
