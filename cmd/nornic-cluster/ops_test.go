@@ -308,7 +308,7 @@ func TestRecoverByTheBinary(t *testing.T) {
 // TestHelpHasAnExampleForEveryCommand.
 func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 	for _, args := range [][]string{{"add"}, {"remove"}, {"transfer"}, {"snapshot"}, {"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve"},
-		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"serve"}, {"status"}} {
+		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"status"}} {
 		out, _, status := command(t, append(args, "--help")...)
 		require.Zero(t, status)
 		require.Contains(t, out, "Examples:\n  nornic-cluster "+strings.Join(args, " "), args)
