@@ -9,7 +9,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -309,5 +308,5 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	require.Error(t, err)
 	require.Equal(t, 2, cmd.ProcessState.ExitCode())
-	require.Contains(t, string(out), "the certificate is valid from", fmt.Sprintf("%s", out))
+	require.Contains(t, string(out), "the certificate is valid from")
 }
