@@ -231,6 +231,8 @@ func TestOrdersOfStrangersAreRefused(t *testing.T) {
 		require.ErrorIs(t, try, replication.ErrUnauthenticated, name)
 	}
 	require.ErrorIs(t, call("stranger", replication.MsgJoin, &replication.JoinRequest{NodeID: voter, Address: "127.0.0.1:1"}), replication.ErrWrongPeer)
+	require.ErrorIs(t, call(voter, replication.MsgJoin, &replication.JoinRequest{NodeID: voter, Address: c.others(leader)[0].cfg.BindAddr, Voter: true}),
+		replication.ErrMemberExists, "a late request of a voter that is well")
 	status, err := orders(leader).ClusterStatus(withTimeout(t))
 	require.NoError(t, err)
 	require.Len(t, status.Members, 3)
