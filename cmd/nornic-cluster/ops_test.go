@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// command runs the binary and returns what it printed and its exit status.
-func command(t *testing.T, args ...string) (stdout, stderr string, status int) {
+// runCommand runs the binary and returns what it printed and its exit status.
+func runCommand(t *testing.T, args ...string) (stdout, stderr string, status int) {
 	t.Helper()
 	cmd := binary(nil, args...)
 	var out, errs bytes.Buffer
@@ -36,7 +36,7 @@ func command(t *testing.T, args ...string) (stdout, stderr string, status int) {
 // clusterSays is the cluster as status --json prints it.
 func clusterSays(t *testing.T, url string) clusterView {
 	t.Helper()
-	out, _, status := command(t, "status", "--json", "--addr", url)
+	out, _, status := runCommand(t, "status", "--json", "--addr", url)
 	var v clusterView
 	if status == 0 {
 		require.NoError(t, json.Unmarshal([]byte(out), &v))
@@ -125,7 +125,7 @@ func TestMembershipByTheBinary(t *testing.T) {
 	progress()
 	ok := func(args ...string) string {
 		t.Helper()
-		out, errs, status := command(t, append(args, "--addr", at)...)
+		out, errs, status := runCommand(t, append(args, "--addr", at)...)
 		require.Zero(t, status, "%v: %s", args, errs)
 		return out
 	}
@@ -175,16 +175,16 @@ func TestMembershipByTheBinary(t *testing.T) {
 	progress()
 	holds(t, list, stop())
 
-	_, errs, status := command(t, "remove", "--addr", at, "n9")
+	_, errs, status := runCommand(t, "remove", "--addr", at, "n9")
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "not_found")
 	for _, args := range [][]string{{"add", "n9"}, {"add", "n9", "no-port"}, {"remove"}, {"transfer", "a", "b"}, {"snapshot", "x"}, {"region"}, {"region", "remove"},
 		{"conflicts", "resolve", "1", "{"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
-		_, errs, status := command(t, args...)
+		_, errs, status := runCommand(t, args...)
 		require.Equal(t, 2, status, "%v: %s", args, errs)
 	}
 	for _, args := range [][]string{{"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve", "1", "{}"}, {"region", "promote"}, {"region", "remove", "eu"}} {
-		_, errs, status := command(t, append(args, "--addr", at)...)
+		_, errs, status := runCommand(t, append(args, "--addr", at)...)
 		require.Equal(t, 1, status, args)
 		require.Contains(t, errs, "unsupported", "no such thing in Raft mode")
 	}
@@ -274,7 +274,7 @@ func TestRecoverByTheBinary(t *testing.T) {
 	writes := stop()
 	holds(t, list, writes)
 	left := list[1]
-	_, errs, status := command(t, "recover", "--data", left.data, "--lost", "n0,n2")
+	_, errs, status := runCommand(t, "recover", "--data", left.data, "--lost", "n0,n2")
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "locked", "it is running")
 	for _, p := range list {
@@ -282,11 +282,11 @@ func TestRecoverByTheBinary(t *testing.T) {
 	}
 	before := filesBelow(t, left.data)
 	for _, args := range [][]string{{}, {"--lost", "n0"}, {"--lost", "n0,n2,n7"}, {"--lost", "n0,n2", "--node", "n0"}, {"--lost", "n0,n2", "--address", "x"}} {
-		_, errs, status := command(t, append([]string{"recover", "--data", left.data}, args...)...)
+		_, errs, status := runCommand(t, append([]string{"recover", "--data", left.data}, args...)...)
 		require.Equal(t, 2, status, "%v: %s", args, errs)
 		require.Equal(t, before, filesBelow(t, left.data), args)
 	}
-	out, errs, status := command(t, "recover", "--data", left.data, "--lost", "n0,n2", "--node", "n1")
+	out, errs, status := runCommand(t, "recover", "--data", left.data, "--lost", "n0,n2", "--node", "n1")
 	require.Zero(t, status, errs)
 	require.Contains(t, out, "n1 is a cluster of one")
 
@@ -309,7 +309,7 @@ func TestRecoverByTheBinary(t *testing.T) {
 func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 	for _, args := range [][]string{{"add"}, {"remove"}, {"transfer"}, {"snapshot"}, {"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve"},
 		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"status"}} {
-		out, _, status := command(t, append(args, "--help")...)
+		out, _, status := runCommand(t, append(args, "--help")...)
 		require.Zero(t, status)
 		require.Contains(t, out, "Examples:\n  nornic-cluster "+strings.Join(args, " "), args)
 	}

@@ -54,7 +54,6 @@ type process struct {
 
 	// Of an isolated process, see isolatedProcesses.
 	namespace, hostLink, address string
-	data                         string
 	small                        bool // its data directory is a small disk
 }
 

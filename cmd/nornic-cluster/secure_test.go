@@ -98,7 +98,7 @@ func TestMetricsOfRaft(t *testing.T) {
 	defer c.http.CloseIdleConnections()
 	require.NoError(t, c.post(t.Context(), "/graph/batch", "r", []byte(`{"type":"node","id":"a"}`)))
 	lead := leader(t, list)
-	_, errs, status := command(t, "snapshot", "--addr", lead.url)
+	_, errs, status := runCommand(t, "snapshot", "--addr", lead.url)
 	require.Zero(t, status, errs)
 	want := append(everywhere, `nornicdb_replication_mode{mode="raft"} 1`, `nornicdb_replication_role{role="leader"} 1`, `nornicdb_replication_role{role="follower"} 0`,
 		`nornicdb_replication_lag_entries{peer="n`, `nornicdb_replication_peer_healthy{peer="n`, `nornicdb_replication_wal_bytes `,
