@@ -159,7 +159,7 @@ func TestHistoriesOnProcesses(t *testing.T) {
 	list := isolatedProcesses(t)
 	defer http.DefaultClient.CloseIdleConnections()
 	leader(t, list)
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: 10 * time.Second, Transport: tokenSender{&http.Transport{DisableKeepAlives: true}}}
 	var nodes []*webNode
 	for i, p := range list {
 		nodes = append(nodes, &webNode{id: fmt.Sprint("n", i), url: p.url, http: client})

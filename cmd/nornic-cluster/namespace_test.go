@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,6 +50,19 @@ func isolatedProcesses(t *testing.T) []*process {
 	return list
 }
 
+// isolatedToken is the token of isolated processes, which do not serve on the
+// loopback interface and so take no change without.
+const isolatedToken = "0123456789abcdef"
+
+// tokenSender sends it along with every request.
+type tokenSender struct{ http.RoundTripper }
+
+func (s tokenSender) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+isolatedToken)
+	return s.RoundTripper.RoundTrip(r)
+}
+
 func (p *process) openNamespace(i int) {
 	t, ns, here, there := p.t, p.namespace, fmt.Sprint("nornich", i), fmt.Sprint("nornicp", i)
 	require.NoError(t, command("ip", "netns", "add", ns))
@@ -87,7 +101,7 @@ func (p *process) configure(i int, list []*process) {
 	p.env = []string{prefix + "MODE=raft", prefix + "NODE_ID=" + fmt.Sprint("n", i), prefix + "BIND_ADDR=" + p.address + ":7688",
 		prefix + "RAFT_PEERS=" + strings.Join(peers, ","), prefix + "RAFT_BOOTSTRAP=" + fmt.Sprint(i == 0),
 		prefix + "SECRET=0123456789abcdef", prefix + "RAFT_ELECTION_TIMEOUT=300ms", prefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
-		prefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}
+		prefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms", "NORNIC_ADMIN_TOKEN=" + isolatedToken}
 	p.t.Cleanup(func() {
 		p.kill9()
 		if p.t.Failed() {
