@@ -187,7 +187,7 @@ func TestAcknowledgedWritesSurviveKill9(t *testing.T) {
 
 func acknowledgedWritesSurvive(t *testing.T, env string) {
 	defer http.DefaultClient.CloseIdleConnections()
-	list := threeProcesses(t, env)
+	list := threeProcesses(t, func(_ int, p *process) { p.env = append(p.env, env) })
 	leader(t, list)
 	c, err := newClient(urls(list))
 	require.NoError(t, err)

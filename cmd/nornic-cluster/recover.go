@@ -61,7 +61,7 @@ func recoverNode(req raftnode.RecoverRequest) (*raftnode.Recovery, error) {
 		var err error
 		store, err = boltgraph.Open(path)
 		return store, err
-	})
+	}, raftnode.WithLogStore(walName, openWAL))
 	if store != nil {
 		err = errors.Join(err, store.Close())
 	}

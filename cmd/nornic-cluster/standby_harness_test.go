@@ -275,7 +275,7 @@ func (p *twoProcesses) dir(one *process) string {
 func (p *process) signal(s syscall.Signal) { require.NoError(p.t, p.cmd.Process.Signal(s)) }
 
 // order posts to an admin endpoint.
-func order(p *process, path string) error {
+func postOrder(p *process, path string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url+path, nil)

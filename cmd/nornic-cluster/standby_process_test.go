@@ -137,7 +137,7 @@ func TestHotStandbyPlannedSwitchUnderLoad(t *testing.T) {
 				primary, standby := p.whole()
 				l.pause()
 				start := time.Now()
-				require.NoError(t, order(standby, "/admin/promote"))
+				require.NoError(t, postOrder(standby, "/admin/promote"))
 				took := time.Since(start)
 				require.True(t, health(standby).IsLeader)
 				require.False(t, health(primary).IsLeader)
