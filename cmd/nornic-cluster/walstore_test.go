@@ -119,3 +119,28 @@ func TestWALRefusesWhatItCouldNotReadAgain(t *testing.T) {
 	cfg.LogStore = "bolt"
 	require.NoError(t, checkWAL(cfg))
 }
+
+// TestWALKeepsWhatPrecedesADeletedTail: a follower deletes what conflicts with
+// its leader's log. raft-wal 0.4.0 could not read the entries before it any more
+// once it was opened again.
+func TestWALKeepsWhatPrecedesADeletedTail(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openWAL(dir)
+	require.NoError(t, err)
+	for i := range uint64(10) {
+		require.NoError(t, s.StoreLog(&raft.Log{Index: 1 + i, Term: 1, Data: []byte("old")}))
+	}
+	require.NoError(t, s.DeleteRange(6, 10))
+	require.NoError(t, s.StoreLog(&raft.Log{Index: 6, Term: 2, Data: []byte("new")}))
+	for range 2 {
+		for i := range uint64(6) {
+			var l raft.Log
+			require.NoError(t, s.GetLog(1+i, &l))
+			require.Equal(t, 1+i/5, l.Term)
+		}
+		require.NoError(t, s.(walStore).Close())
+		s, err = openWAL(dir)
+		require.NoError(t, err)
+	}
+	require.NoError(t, s.(walStore).Close())
+}
