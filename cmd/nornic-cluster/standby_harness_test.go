@@ -274,7 +274,7 @@ func (p *twoProcesses) dir(one *process) string {
 
 func (p *process) signal(s syscall.Signal) { require.NoError(p.t, p.cmd.Process.Signal(s)) }
 
-// order posts to an admin endpoint.
+// postOrder posts to an admin endpoint.
 func postOrder(p *process, path string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -294,9 +294,9 @@ func postOrder(p *process, path string) error {
 	return nil
 }
 
-// load is some writers. Each makes nodes and counts in a register of its own, one
+// pairLoad is some writers. Each makes nodes and counts in a register of its own, one
 // write after the other, each tried until it is acknowledged.
-type load struct {
+type pairLoad struct {
 	t      *testing.T
 	c      *client
 	stop   func()
@@ -309,9 +309,9 @@ type load struct {
 	longest time.Duration
 }
 
-func startLoad(t *testing.T, name string, writers int, addrs ...string) *load {
+func startLoad(t *testing.T, name string, writers int, addrs ...string) *pairLoad {
 	t.Helper()
-	l := &load{t: t, writes: make([][]string, writers), last: time.Now()}
+	l := &pairLoad{t: t, writes: make([][]string, writers), last: time.Now()}
 	var err error
 	l.c, err = newClient(addrs)
 	require.NoError(t, err)
@@ -346,7 +346,7 @@ func loadBody(id string) []byte {
 	return fmt.Appendf(nil, `{"type":"node","id":%q}`+"\n"+`{"type":"node","id":%q,"properties":{"v":%s}}`+"\n", id, register, number)
 }
 
-func (l *load) ack(w int, id string) {
+func (l *pairLoad) ack(w int, id string) {
 	l.writes[w] = append(l.writes[w], id)
 	l.acked.Add(1)
 	l.mu.Lock()
@@ -357,7 +357,7 @@ func (l *load) ack(w int, id string) {
 }
 
 // pause is the longest time without any acknowledgement since the last call.
-func (l *load) pause() time.Duration {
+func (l *pairLoad) pause() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.longest
@@ -366,7 +366,7 @@ func (l *load) pause() time.Duration {
 }
 
 // more waits for that many further acknowledgements.
-func (l *load) more(count int64) {
+func (l *pairLoad) more(count int64) {
 	l.t.Helper()
 	target := l.acked.Load() + count
 	until(l.t, "writes go on", func() bool { return l.acked.Load() >= target || l.t.Failed() })
@@ -410,7 +410,7 @@ func (p *twoProcesses) tails(of ...*process) (text string, entries int) {
 
 // check stops the load and asks what became of it. Nothing may be lost where
 // lossless; otherwise what is lost is in a file of diverged entries.
-func (p *twoProcesses) check(l *load, lossless bool) {
+func (p *twoProcesses) check(l *pairLoad, lossless bool) {
 	p.t.Helper()
 	l.stop()
 	primary, _ := p.whole()
@@ -437,7 +437,7 @@ func (p *twoProcesses) check(l *load, lossless bool) {
 }
 
 // repeat sends writes that were acknowledged long ago once more: nothing changes.
-func (p *twoProcesses) repeat(l *load) {
+func (p *twoProcesses) repeat(l *pairLoad) {
 	p.t.Helper()
 	c, err := newClient(urls(p.list))
 	require.NoError(p.t, err)

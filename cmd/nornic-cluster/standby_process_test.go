@@ -94,7 +94,7 @@ func TestHotStandbySurvivesKillsAndPauses(t *testing.T) {
 }
 
 // round does something to one of the processes of a whole pair under load.
-func (p *twoProcesses) round(l *load, rng *rand.Rand) {
+func (p *twoProcesses) round(l *pairLoad, rng *rand.Rand) {
 	p.t.Helper()
 	l.more(30 + rng.Int64N(100))
 	primary, standby := p.whole()
@@ -199,7 +199,7 @@ func TestHotStandbyPartitionUnderAvailability(t *testing.T) {
 	before.stop()
 	old, next := p.whole()
 	p.cut()
-	loads := []*load{startLoad(t, "old", 2, old.url), startLoad(t, "next", 2, next.url)}
+	loads := []*pairLoad{startLoad(t, "old", 2, old.url), startLoad(t, "next", 2, next.url)}
 	until(t, "both accept writes", func() bool { return health(old).IsLeader && health(next).IsLeader })
 	for _, l := range loads {
 		l.more(50)
@@ -216,7 +216,7 @@ func TestHotStandbyPartitionUnderAvailability(t *testing.T) {
 	tail, entries := p.tails(loser)
 	_, others := p.tails(primary)
 	require.Zero(t, others)
-	for _, l := range []*load{before, winning} {
+	for _, l := range []*pairLoad{before, winning} {
 		for _, ids := range l.writes {
 			for _, id := range ids {
 				require.NotEmpty(t, nodes[id], id)
