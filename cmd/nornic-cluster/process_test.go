@@ -71,7 +71,6 @@ func (p *process) start() {
 func (p *process) kill9() {
 	_ = p.cmd.Process.Kill() // it may have ended
 	_ = p.cmd.Wait()         // it was killed: that is its error
-	p.cmd = nil
 }
 
 // terminate stops the process as an operator does, and says how long it took.
@@ -80,7 +79,6 @@ func (p *process) terminate() time.Duration {
 	start := time.Now()
 	require.NoError(p.t, p.cmd.Process.Signal(syscall.SIGTERM))
 	require.NoError(p.t, p.cmd.Wait())
-	p.cmd = nil
 	return time.Since(start)
 }
 
@@ -134,7 +132,7 @@ func newProcess(t *testing.T, dir, id, addr string, peers []string) *process {
 			clusterPrefix + "SECRET=0123456789abcdef", clusterPrefix + "RAFT_ELECTION_TIMEOUT=300ms", clusterPrefix + "RAFT_HEARTBEAT_TIMEOUT=30ms",
 			clusterPrefix + "RAFT_LEADER_LEASE_TIMEOUT=150ms"}}
 	t.Cleanup(func() {
-		if p.cmd != nil {
+		if p.cmd != nil && p.cmd.ProcessState == nil {
 			p.kill9()
 		}
 		if t.Failed() {
