@@ -23,8 +23,10 @@ type Feed struct {
 	applier *replication.StorageApplier
 	wake    chan struct{}
 
-	// applyMu is held while entries are being applied.
-	applyMu sync.Mutex
+	// applying has its one token taken while entries are being applied. It is a
+	// channel as the Storage can wait for a disk: virtual time goes on while
+	// goroutines wait for a channel, and not while they wait for a mutex.
+	applying chan struct{}
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -36,7 +38,8 @@ type Feed struct {
 
 // NewFeed makes a Feed that applies nothing before Commit; Run runs it.
 func NewFeed(log *Log, applier *replication.StorageApplier) *Feed {
-	return &Feed{log: log, applier: applier, wake: make(chan struct{}, 1), waiters: make(map[uint64]chan replication.Result)}
+	return &Feed{log: log, applier: applier, wake: make(chan struct{}, 1), applying: make(chan struct{}, 1),
+		waiters: make(map[uint64]chan replication.Result)}
 }
 
 // Commit allows entries up to a position to be applied. It only goes up.
@@ -55,6 +58,9 @@ func (f *Feed) Committed() uint64 {
 	defer f.mu.Unlock()
 	return max(f.commit, f.applier.Position())
 }
+
+func (f *Feed) lockApplying()   { f.applying <- struct{}{} }
+func (f *Feed) unlockApplying() { <-f.applying }
 
 func (f *Feed) signal() {
 	select {
@@ -101,8 +107,8 @@ func (f *Feed) Pause(err error) {
 	f.paused = true
 	f.failWaiters(err)
 	f.mu.Unlock()
-	f.applyMu.Lock() // waits for the entries being applied
-	defer f.applyMu.Unlock()
+	f.lockApplying() // waits for the entries being applied
+	defer f.unlockApplying()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.commit = 0
@@ -110,8 +116,8 @@ func (f *Feed) Pause(err error) {
 
 // Still runs f while nothing is being applied.
 func (f *Feed) Still(do func() error) error {
-	f.applyMu.Lock()
-	defer f.applyMu.Unlock()
+	f.lockApplying()
+	defer f.unlockApplying()
 	return do()
 }
 
@@ -161,8 +167,8 @@ func (f *Feed) Run(ctx context.Context) error {
 
 // step applies what it can at once; more: there may be more.
 func (f *Feed) step() (more bool, err error) {
-	f.applyMu.Lock()
-	defer f.applyMu.Unlock()
+	f.lockApplying()
+	defer f.unlockApplying()
 	f.mu.Lock()
 	limit, paused := min(f.commit, f.log.Durable().Position), f.paused
 	f.mu.Unlock()

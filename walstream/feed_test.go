@@ -17,11 +17,15 @@ type memoryStorage struct {
 	applied  []string
 	position uint64
 	fail     error
+	hang     chan struct{} // not nil: waited for
 }
 
 func (s *memoryStorage) GetWALPosition() (uint64, error) { return s.position, nil }
 func (s *memoryStorage) SetWALPosition(p uint64) error   { s.position = p; return nil }
 func (s *memoryStorage) ApplyCommand(c *replication.Command) error {
+	if s.hang != nil {
+		<-s.hang
+	}
 	if s.fail != nil {
 		return s.fail
 	}
@@ -87,5 +91,35 @@ func TestFeedAppliesWhatIsAllowed(t *testing.T) {
 		require.ErrorIs(t, err, replication.ErrStorageFailed)
 		require.EqualValues(t, 6, log.Last().Position)
 		cancel()
+	})
+}
+
+// A Storage that waits for its disk holds Pause up, and nothing else: time goes on.
+func TestFeedPauseWaitsForTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := openLog(t, newCrashStore(), LogOptions{})
+		storage := &memoryStorage{hang: make(chan struct{})}
+		applier, err := replication.NewStorageApplier(storage)
+		require.NoError(t, err)
+		f := NewFeed(log, applier)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done, paused := make(chan error, 1), make(chan struct{})
+		go func() { done <- f.Run(ctx) }()
+		_, _, err = f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(1)) })
+		require.NoError(t, err)
+		f.Commit(1)
+		synctest.Wait()
+		go func() { f.Pause(errors.New("no longer primary")); close(paused) }()
+		select {
+		case <-paused:
+			require.Fail(t, "an entry is being applied")
+		case <-time.After(time.Second):
+		}
+		close(storage.hang)
+		<-paused
+		require.EqualValues(t, 1, applier.Position())
+		cancel()
+		<-done
 	})
 }
