@@ -232,13 +232,15 @@ func (n *Node) tickLoop() {
 	interval := min(n.cfg.HA.Heartbeat, n.cfg.HA.FailoverTimeout/10)
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	for {
+	for last := n.now().boot; ; {
 		select {
 		case <-ticker.C:
 		case <-n.ctx.Done():
 			return
 		}
-		n.step(event{kind: evTick})
+		now := n.now().boot
+		n.step(event{kind: evTick, stood: now-last > n.cfg.HA.FailoverTimeout/2})
+		last = now
 		n.signal(n.commits)
 		n.report()
 	}

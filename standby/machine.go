@@ -98,6 +98,7 @@ type event struct {
 
 	admit, follows, fenced, force bool
 	plain                         bool // an operator of a pair without epochs
+	stood                         bool // a tick so late that this node stood still itself
 }
 
 type actionKind int
@@ -281,6 +282,9 @@ func (s *stepper) found() {
 
 // tick lets time pass.
 func (s *stepper) tick() {
+	if s.role == RoleStandby && s.ev.stood {
+		s.heard = s.now() // it did not listen
+	}
 	switch s.role {
 	case RoleStarting, RoleRejoining, RoleFenced:
 		if s.silent() {

@@ -243,3 +243,24 @@ func TestEpochsAboveTheEndOfTheLogAreForgotten(t *testing.T) {
 	require.True(t, common)
 	require.EqualValues(t, 45, prefix)
 }
+
+// A standby that stood still itself (SIGSTOP, a machine that was suspended) has not
+// listened: it gives its primary the whole timeout before it takes its place.
+func TestAStandbyThatStoodStillListensFirst(t *testing.T) {
+	log := logView{last: walstream.Mark{Position: 6, Epoch: ep(2, "b")}, durable: 6}
+	m := starter(func(m *machine) {
+		m.role, m.follows, m.heard, m.answered = RoleStandby, true, 100*time.Second, 100*time.Second
+		m.stored = with(ep(2, "b"), func(s *Stored) { s.Admitted = true })
+		m.peer, m.peerKnown = *peerB(m.stored, RolePrimary), true
+	})
+	tick := func(second int, stood bool) {
+		m, _ = m.step(event{kind: evTick, stood: stood, now: at(time.Duration(second) * time.Second), log: log})
+	}
+	tick(101, false)
+	for i := 150; i < 160; i++ {
+		tick(i, i == 150)
+		require.Equal(t, RoleStandby, m.role, i)
+	}
+	tick(160, false)
+	require.Equal(t, RoleFencing, m.role)
+}
