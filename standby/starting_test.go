@@ -230,20 +230,6 @@ func TestFence(t *testing.T) {
 	require.True(t, actions[len(actions)-1].granted, "the answer was lost: the same again")
 }
 
-// A node that is promoted with force, or that lost what its disk did not have yet,
-// can know of epochs that begin above the end of its log. Its own begins below
-// them, and its epoch list ascends: else neither its state file could be read nor
-// its peer take a message of it.
-func TestEpochsAboveTheEndOfTheLogAreForgotten(t *testing.T) {
-	s := Stored{History: "h", Epoch: ep(2, "b"), Epochs: []EpochStart{{ep(1, "a"), 2}, {ep(2, "b"), 50}}}
-	s.begin(ep(3, "a"), 46)
-	require.NoError(t, checkEpochs(s.Epoch, s.Epochs))
-	require.Equal(t, []EpochStart{{ep(1, "a"), 2}, {ep(3, "a"), 46}}, s.Epochs)
-	prefix, common := commonPrefix(s.Epochs, 47, []EpochStart{{ep(1, "a"), 2}, {ep(2, "b"), 50}}, 60)
-	require.True(t, common)
-	require.EqualValues(t, 45, prefix)
-}
-
 // A standby that stood still itself (SIGSTOP, a machine that was suspended) has not
 // listened: it gives its primary the whole timeout before it takes its place.
 func TestAStandbyThatStoodStillListensFirst(t *testing.T) {

@@ -66,17 +66,11 @@ func (s *Stored) promise(e replication.Epoch) {
 	s.Promoting, s.Admitted, s.PeerAdmitted, s.Solo = false, false, false, false
 }
 
-// begin notes that an epoch of this node's own begins at a position. Epochs that
-// begin above it are forgotten: the log has nothing of them (a forced promotion,
-// a crash that took entries which were not durable yet).
+// begin notes that an epoch of this node's own begins at a position.
 func (s *Stored) begin(e replication.Epoch, start uint64) {
 	s.Epoch = e
 	s.Promoting, s.Admitted, s.PeerAdmitted = false, false, false
-	list := slices.Clone(s.Epochs)
-	for len(list) > 0 && list[len(list)-1].Start > start {
-		list = list[:len(list)-1]
-	}
-	s.Epochs = append(list, EpochStart{e, start})
+	s.Epochs = append(slices.Clone(s.Epochs), EpochStart{e, start})
 	if n := len(s.Epochs); n > maxEpochs {
 		s.Epochs = s.Epochs[n-maxEpochs:]
 	}
