@@ -17,6 +17,7 @@ import (
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
 	"github.com/nornicdb/replication/raftnode"
+	"github.com/nornicdb/replication/region"
 	"github.com/nornicdb/replication/standby"
 )
 
@@ -46,6 +47,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	opts = append([]raftnode.Option{raftnode.WithLogStore(walName, openWAL)}, opts...)
 	repl, err := replication.New(cfg, store, replication.Modes{
 		replication.ModeRaft: raftnode.Mode(opts...), replication.ModeHAStandby: standby.Mode(standby.WithLogStore(walName, func(dir string) (raft.LogStore, error) { return openWAL(dir) })),
+		replication.ModeMultiRegion: region.Mode(opts...),
 	}, replication.WithLogger(logger))
 	if err != nil {
 		return nil, errors.Join(err, store.Close())

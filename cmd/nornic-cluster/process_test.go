@@ -96,7 +96,7 @@ const clusterPrefix = "NORNICDB_CLUSTER_"
 // threeProcesses starts n0, n1 and n2; change may change one before it starts.
 func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process {
 	t.Helper()
-	cluster, err := loopbackAddrs(0)
+	cluster, err := loopbackAddrs(0, demoNodes)
 	require.NoError(t, err)
 	dir := t.TempDir()
 	var list []*process
@@ -121,7 +121,7 @@ func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process 
 // newProcess is a Raft node in a directory below dir, not started.
 func newProcess(t *testing.T, dir, id, addr string, peers []string) *process {
 	t.Helper()
-	web, err := loopbackAddrs(0)
+	web, err := loopbackAddrs(0, demoNodes)
 	require.NoError(t, err)
 	log, err := os.Create(filepath.Join(dir, id+".log"))
 	require.NoError(t, err)

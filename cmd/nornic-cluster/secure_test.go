@@ -67,7 +67,7 @@ var everywhere = []string{
 
 func TestMetricsOfStandalone(t *testing.T) {
 	defer http.DefaultClient.CloseIdleConnections()
-	web, err := loopbackAddrs(0)
+	web, err := loopbackAddrs(0, demoNodes)
 	require.NoError(t, err)
 	p := &process{t: t, url: "http://" + web[0], args: []string{"serve", "--http", web[0], "--data", filepath.Join(t.TempDir(), "n")}}
 	p.log, err = os.Create(filepath.Join(t.TempDir(), "log"))

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,21 +60,28 @@ func serveCommand() *cobra.Command {
 type demoOptions struct {
 	dir, importFile       string
 	httpPort, clusterPort int
+	regions               int
 	verbose               bool
 }
 
 func demoCommand() *cobra.Command {
 	var o demoOptions
 	cmd := &cobra.Command{
-		Use: "demo", Short: "Run three Raft nodes in this process", Args: exactArgs(0),
-		Example: "  nornic-cluster demo --import cmd/nornic-cluster/testdata/small.jsonl",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return demo(cmd.Context(), &o) },
+		Use: "demo", Short: "Run three Raft nodes in this process, or several regions of them", Args: exactArgs(0),
+		Example: "  nornic-cluster demo --import cmd/nornic-cluster/testdata/small.jsonl\n  nornic-cluster demo --regions 2",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.regions < 1 || o.regions > 5 {
+				return fmt.Errorf("%w: --regions=%d, allowed are 1 to 5", errUsage, o.regions)
+			}
+			return demo(cmd.Context(), &o)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.dir, "dir", "", "directory of the nodes (a temporary one if empty)")
 	f.StringVar(&o.importFile, "import", "", "load this graph first")
-	f.IntVar(&o.httpPort, "http-port", 7474, "first of three HTTP ports; 0 picks free ones")
-	f.IntVar(&o.clusterPort, "cluster-port", 7688, "first of three cluster ports; 0 picks free ones")
+	f.IntVar(&o.httpPort, "http-port", 7474, "first of the nodes' HTTP ports; 0 picks free ones")
+	f.IntVar(&o.clusterPort, "cluster-port", 7688, "first of the nodes' cluster ports; 0 picks free ones")
+	f.IntVar(&o.regions, "regions", 1, "number of regions, three nodes each; 1: mode raft")
 	f.BoolVar(&o.verbose, "verbose", false, "log what the nodes do")
 	return cmd
 }
@@ -85,11 +93,11 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
 	}
-	cluster, err := loopbackAddrs(o.clusterPort)
+	cluster, err := loopbackAddrs(o.clusterPort, demoNodes*o.regions)
 	if err != nil {
 		return err
 	}
-	web, err := loopbackAddrs(o.httpPort)
+	web, err := loopbackAddrs(o.httpPort, demoNodes*o.regions)
 	if err != nil {
 		return err
 	}
@@ -107,7 +115,7 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 			return err
 		}
 		nodes = append(nodes, n)
-		fmt.Printf("node%d  %s  cluster %s\n", i+1, n.url, cluster[i])
+		fmt.Printf("node%d  %s  cluster %s  %s\n", i+1, n.url, cluster[i], n.repl.Mode())
 	}
 	if err := startAll(ctx, nodes); err != nil {
 		if ctx.Err() != nil {
@@ -124,24 +132,37 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 	return nil
 }
 
+// demoNodes is the number of nodes of a region.
+const demoNodes = 3
+
+func demoRegion(node int) string { return fmt.Sprintf("region%d", node/demoNodes+1) }
+
 func demoConfig(i int, addrs []string, dir string) *replication.Config {
 	cfg := replication.DefaultConfig()
 	cfg.Mode = replication.ModeRaft
 	cfg.NodeID = fmt.Sprintf("node%d", i+1)
 	cfg.BindAddr = addrs[i]
 	cfg.DataDir = filepath.Join(dir, cfg.NodeID)
-	cfg.Raft.Bootstrap = i == 0
+	cfg.Raft.Bootstrap = i%demoNodes == 0
+	if len(addrs) > demoNodes {
+		cfg.Mode = replication.ModeMultiRegion
+		cfg.Region.RegionID = demoRegion(i)
+		cfg.Raft.ClusterID = "demo-" + demoRegion(i)
+	}
 	for j, addr := range addrs {
-		if j != i {
+		switch {
+		case j/demoNodes != i/demoNodes:
+			cfg.Region.RemoteRegions = append(cfg.Region.RemoteRegions, replication.RemoteRegion{Region: demoRegion(j), Addr: addr})
+		case j != i:
 			cfg.Raft.Peers = append(cfg.Raft.Peers, replication.RaftPeer{ID: fmt.Sprintf("node%d", j+1), Addr: addr})
 		}
 	}
 	return cfg
 }
 
-// loopbackAddrs are three addresses from a port on, or three free ones.
-func loopbackAddrs(port int) ([]string, error) {
-	addrs := make([]string, 3)
+// loopbackAddrs are addresses from a port on, or free ones.
+func loopbackAddrs(port, count int) ([]string, error) {
+	addrs := make([]string, count)
 	for i := range addrs {
 		if port != 0 {
 			addrs[i] = fmt.Sprintf("127.0.0.1:%d", port+i)
@@ -151,7 +172,7 @@ func loopbackAddrs(port int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // all three are held until all are known
+		defer l.Close() // all are held until all are known
 		addrs[i] = l.Addr().String()
 	}
 	return addrs, nil
@@ -163,7 +184,7 @@ func startAll(ctx context.Context, nodes []*node) error {
 	if err := eachNode(nodes, func(n *node) error { return n.start(ctx) }); err != nil {
 		return err
 	}
-	return nodes[0].repl.WaitForLeader(30 * time.Second)
+	return eachNode(nodes, func(n *node) error { return n.repl.WaitForLeader(30 * time.Second) })
 }
 
 // eachNode runs f on all nodes at once and waits for all.
@@ -182,10 +203,38 @@ func demoImport(ctx context.Context, nodes []*node, file string) error {
 	for i, n := range nodes {
 		urls[i] = n.url
 	}
-	if err := importFile(ctx, &importOptions{addrs: urls, file: file, writers: 16, batch: 64}); err != nil {
+	// Through one region: the edges need nodes that another has not got yet.
+	if err := importFile(ctx, &importOptions{addrs: urls[:demoNodes], file: file, writers: 16, batch: 64}); err != nil {
 		return err
 	}
-	return verify(ctx, urls, time.Minute, false)
+	if err := verify(ctx, urls[:demoNodes], time.Minute, false); err != nil || len(nodes) == demoNodes {
+		return err
+	}
+	return converge(ctx, urls, time.Minute)
+}
+
+// converge waits until all regions hold the same; their positions are their own.
+func converge(ctx context.Context, urls []string, timeout time.Duration) error {
+	c, err := newClient(urls)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		stats, err := c.allStats(ctx)
+		if err == nil && !slices.ContainsFunc(stats, func(s statsView) bool { return s.Digest != stats[0].Digest }) {
+			fmt.Printf("all %d nodes hold the same graph, in all regions\n", len(stats))
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%w after %s: %w (last: %+v)", errDiffer, timeout, errors.Join(err, ctx.Err()), stats)
+		}
+	}
 }
 
 // followLeader prints who leads whenever that changes, until ctx ends.

@@ -169,9 +169,9 @@ type twoProcesses struct {
 func startPair(t *testing.T, mode replication.SyncMode, policy string) *twoProcesses {
 	t.Helper()
 	p := &twoProcesses{t: t}
-	cluster, err := loopbackAddrs(0)
+	cluster, err := loopbackAddrs(0, demoNodes)
 	require.NoError(t, err)
-	web, err := loopbackAddrs(0)
+	web, err := loopbackAddrs(0, demoNodes)
 	require.NoError(t, err)
 	dir := t.TempDir()
 	for i := range p.wires {
