@@ -271,6 +271,7 @@ func TestBeyondTheOutbox(t *testing.T) {
 		}
 		f.Net.Heal()
 		f.converged(5 * time.Minute)
+		require.Contains(t, f.Transcript.String(), "beyond the outbox", "the state was sent")
 		require.Equal(t, 41, f.nodes["us"][1].Store().Stats().Nodes)
 		f.apply("us", put(t, "after", nil))
 		f.converged(time.Minute)

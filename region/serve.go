@@ -180,6 +180,11 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 		entries = entries[1:]
 	}
 	if len(entries) > 0 && entries[0].Dot.Pos == have+1 {
+		if mutants.ackBeforeCommit {
+			last := entries[len(entries)-1].Dot.Pos
+			n.wg.Go(func() { _ = n.merge(n.ctx, entries) })
+			return &replication.WALBatchResponse{AckedPosition: last, ReceivedPosition: last}, nil
+		}
 		if err := n.merge(ctx, entries); err != nil {
 			return nil, err
 		}
