@@ -166,6 +166,7 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 		}
 		if err == nil && t.changed {
 			m.publish(t.view)
+			count(t.core.Counts(), t.settings.Conflict.Strategy)
 		}
 		return err
 	}

@@ -1,0 +1,54 @@
+package region
+
+import (
+	metrics "github.com/hashicorp/go-metrics/compat"
+
+	"github.com/nornicdb/replication/region/conflict"
+)
+
+func gauge(value float32, name string, labels ...metrics.Label) {
+	metrics.SetGaugeWithLabels([]string{"replication", name}, value, labels)
+}
+
+// measure reports the region's state; the leader does, now and then.
+func (n *Node) measure(v *view) {
+	if v.settings == nil {
+		return
+	}
+	for _, r := range v.settings.others() {
+		lag := v.head.Last - min(v.head.Cursors[r], v.head.Last)
+		gauge(float32(lag), "region_lag_entries", metrics.Label{Name: "region", Value: r})
+	}
+	for _, k := range n.links.snapshot() {
+		label := metrics.Label{Name: "region", Value: k.region}
+		gauge(float32(k.offset.Seconds()), "region_clock_offset_seconds", label)
+		if !k.at.IsZero() {
+			gauge(float32(n.rt.Now().Sub(k.at).Seconds()), "region_silent_seconds", label)
+		}
+	}
+	var cutLag uint64
+	for i := range v.settings.Conflict.Regions {
+		cutLag += v.status.Applied[i] - v.status.Cut[i]
+	}
+	gauge(float32(cutLag), "region_cut_lag_entries")
+	gauge(float32(v.head.Last+1-v.head.First), "region_outbox_entries")
+	gauge(float32(v.head.Bytes), "region_outbox_bytes")
+	gauge(float32(v.status.Rows), "region_unsettled_rows")
+	gauge(float32(v.status.Bytes), "region_unsettled_bytes")
+	gauge(float32(v.status.Conflicting), "conflicts_open")
+}
+
+// count reports what a committed transaction did.
+func count(c conflict.Counts, strategy conflict.Strategy) {
+	for field, n := range c.Conflicts {
+		metrics.IncrCounterWithLabels([]string{"replication", "conflicts_total"}, float32(n),
+			[]metrics.Label{{Name: "strategy", Value: string(strategy)}, {Name: "field", Value: string(field)}})
+	}
+	for name, n := range map[string]uint64{"conflicts_settled_by_write_total": c.SettledByWrite, "conflicts_settled_by_resolve_total": c.SettledByResolve,
+		"region_entries_merged_total": c.Merged, "region_entries_duplicate_total": c.Duplicate, "region_gaps_total": c.Gaps,
+		"region_clock_ahead_total": c.ClockAhead} {
+		if n > 0 {
+			metrics.IncrCounter([]string{"replication", name}, float32(n))
+		}
+	}
+}
