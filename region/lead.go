@@ -48,7 +48,7 @@ func (n *Node) housekeeping(ctx context.Context) {
 		switch {
 		case v.settings == nil:
 			c = &logCommand{kind: kindSettings, body: jsonBody(n.settings)}
-		case v.status.NeedsMark && time.Since(marked) >= markInterval:
+		case v.status.NeedsMark && time.Since(marked) >= markInterval && n.alarmedBy() == nil: // a mark takes a position too
 			c = &logCommand{kind: kindMark, wallMS: n.wallMS()}
 			marked = time.Now()
 		default:

@@ -1,0 +1,69 @@
+package region_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+// TestClockSkewIsRefused: with the policy reject, a region whose clock is off
+// from that of most others takes no writes; the others go on.
+func TestClockSkewIsRefused(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 14, []string{"ap", "eu", "us"}, func(_ string, cfg *replication.Config) { cfg.Region.ClockSkewPolicy = "reject" })
+		f.apply("us", put(t, "x", nil))
+		for _, m := range f.nodes["us"] {
+			m.SetClockOffset(time.Hour)
+		}
+		f.Eventually(time.Minute, "us refuses writes", func() bool {
+			err := f.leader("us").Replicator().Apply(put(t, "x", nil), 10*time.Second)
+			if err != nil {
+				require.ErrorIs(t, err, replication.ErrClockSkew)
+			}
+			return err != nil
+		})
+		f.apply("eu", put(t, "y", nil))
+		for _, m := range f.nodes["us"] {
+			m.SetClockOffset(0)
+		}
+		f.Eventually(time.Minute, "us takes writes again", func() bool {
+			return f.leader("us").Replicator().Apply(put(t, "z", nil), 10*time.Second) == nil
+		})
+		f.converged(time.Minute)
+	})
+}
+
+// TestARegionThatLostWritesStops: all disks of a region are lost; what it is
+// told of its own stream stops it from using the same positions again.
+func TestARegionThatLostWritesStops(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 15, two, nil)
+		for i := range 5 {
+			f.apply("eu", put(t, fmt.Sprint("n", i), nil))
+		}
+		f.converged(time.Minute)
+		for _, m := range f.nodes["eu"] {
+			f.Crash(m)
+			f.Wipe(m)
+		}
+		errs := make(chan error, perRegion)
+		for _, m := range f.nodes["eu"] {
+			go func() { errs <- f.Start(t.Context(), m) }()
+		}
+		for range perRegion {
+			require.NoError(t, <-errs)
+		}
+		f.Eventually(time.Minute, "eu says that it has lost writes", func() bool {
+			h := f.leader("eu").Replicator().Health()
+			return !h.Healthy && h.State == "region_stopped"
+		})
+		err := f.leader("eu").Replicator().Apply(put(t, "new", nil), 10*time.Second)
+		require.ErrorContains(t, err, "lost")
+		_, err = f.leader("us").Store().Node("n4")
+		require.NoError(t, err, "us has everything, and goes on")
+		f.apply("us", put(t, "more", nil))
+	})
+}
