@@ -1,10 +1,17 @@
 package raftnode
 
 import (
+	"io"
+	"sync"
+
 	"github.com/hashicorp/raft"
 )
 
-// incoming passes a transport's requests on to Raft, with one correction.
+// incoming passes a transport's requests on to Raft, with two corrections.
+//
+// A snapshot that is older than this node's log is answered here. hashicorp/raft
+// would set the index up to which it has applied back to it, look for the entries
+// behind it, which this log no longer has, and panic.
 //
 // hashicorp/raft checks the entry before a request's first one by looking it up
 // in its log. Where that entry is the last of a snapshot and the log goes on
@@ -27,9 +34,15 @@ type incoming struct {
 }
 
 func (i *incoming) run() {
+	var drains sync.WaitGroup
+	defer drains.Wait() // they end with their connections
 	for {
 		select {
 		case rpc := <-i.in:
+			if i.stale(&rpc) {
+				drains.Go(func() { confirm(&rpc) })
+				continue
+			}
 			i.correct(&rpc)
 			select {
 			case i.out <- rpc:
@@ -40,6 +53,25 @@ func (i *incoming) run() {
 			return
 		}
 	}
+}
+
+// stale: the request brings a snapshot that ends before this node's log begins.
+// What the log no longer holds was committed and is in a snapshot here.
+func (i *incoming) stale(rpc *raft.RPC) bool {
+	request, ok := rpc.Command.(*raft.InstallSnapshotRequest)
+	if !ok {
+		return false
+	}
+	first, err := i.first()
+	return err == nil && request.LastLogIndex+1 < first
+}
+
+// confirm answers for a snapshot that is not needed, after reading it, as more
+// follows on its connection.
+func confirm(rpc *raft.RPC) {
+	request := rpc.Command.(*raft.InstallSnapshotRequest)
+	_, err := io.Copy(io.Discard, rpc.Reader)
+	rpc.Respond(&raft.InstallSnapshotResponse{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}, Term: request.Term, Success: err == nil}, err)
 }
 
 func (i *incoming) correct(rpc *raft.RPC) {
