@@ -103,45 +103,51 @@ func (l *links) pick(region string) (string, *transport.PeerConn) {
 // keep makes c the connection to a region, unless there is one already.
 func (l *links) keep(region string, c *transport.PeerConn) (*transport.PeerConn, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	k := l.list[region]
-	if l.closed || k.conn != nil {
-		_ = c.Close()
-		if l.closed {
-			return nil, replication.ErrClosed
-		}
-		return k.conn, nil
+	if !l.closed && k.conn == nil {
+		k.conn = c
 	}
-	k.conn = c
-	return c, nil
+	kept, closed := k.conn, l.closed
+	l.mu.Unlock()
+	if kept != c {
+		_ = c.Close()
+	}
+	if closed {
+		return nil, replication.ErrClosed
+	}
+	return kept, nil
 }
 
 // fault gives a connection up, so that the next address is tried. An answer of
 // the peer's is a fault too: another node may know its leader.
 func (l *links) fault(region string, conn *transport.PeerConn, err error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	k := l.list[region]
 	k.err = err
-	if k.conn != conn {
-		return
-	}
-	k.next++
-	if conn != nil {
+	current := k.conn == conn
+	if current {
+		k.next++
 		k.conn = nil
-		_ = conn.Close()
+	}
+	l.mu.Unlock()
+	if current && conn != nil {
+		_ = conn.Close() // may take time, so not under the lock
 	}
 }
 
 func (l *links) close() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.closed = true
+	var open []*transport.PeerConn
 	for _, k := range l.list {
 		if k.conn != nil {
-			_ = k.conn.Close()
+			open = append(open, k.conn)
 			k.conn = nil
 		}
+	}
+	l.mu.Unlock()
+	for _, c := range open {
+		_ = c.Close()
 	}
 }
 
