@@ -54,24 +54,24 @@ func runChaosOn(t *testing.T, schedules int, cluster th.ClusterConfig, faults ..
 	}
 }
 
-func TestChaos_Raft_PacketLoss(t *testing.T)  { runChaos(t, 50, th.FaultLoss) }
-func TestChaos_Raft_HighLatency(t *testing.T) { runChaos(t, 50, th.FaultLatency) }
-func TestChaos_Raft_Drops(t *testing.T)       { runChaos(t, 50, th.FaultDrops) }
-func TestChaos_Raft_Corruption(t *testing.T)  { runChaos(t, 50, th.FaultCorruption) }
-func TestChaos_Raft_Duplication(t *testing.T) { runChaos(t, 50, th.FaultDuplication) }
-func TestChaos_Raft_Reordering(t *testing.T)  { runChaos(t, 50, th.FaultReordering) }
-func TestChaos_Raft_Byzantine(t *testing.T)   { runChaos(t, 50, th.FaultByzantine) }
-func TestChaos_Raft_Partitions(t *testing.T)  { runChaos(t, 100, th.FaultPartition) }
-func TestChaos_Raft_Crashes(t *testing.T)     { runChaos(t, 100, th.FaultCrash) }
+func TestChaos_Raft_PacketLoss(t *testing.T)  { runChaos(t, 15, th.FaultLoss) }
+func TestChaos_Raft_HighLatency(t *testing.T) { runChaos(t, 15, th.FaultLatency) }
+func TestChaos_Raft_Drops(t *testing.T)       { runChaos(t, 15, th.FaultDrops) }
+func TestChaos_Raft_Corruption(t *testing.T)  { runChaos(t, 15, th.FaultCorruption) }
+func TestChaos_Raft_Duplication(t *testing.T) { runChaos(t, 15, th.FaultDuplication) }
+func TestChaos_Raft_Reordering(t *testing.T)  { runChaos(t, 15, th.FaultReordering) }
+func TestChaos_Raft_Byzantine(t *testing.T)   { runChaos(t, 15, th.FaultByzantine) }
+func TestChaos_Raft_Partitions(t *testing.T)  { runChaos(t, 30, th.FaultPartition) }
+func TestChaos_Raft_Crashes(t *testing.T)     { runChaos(t, 30, th.FaultCrash) }
 func TestChaos_Raft_CrashesAndDisks(t *testing.T) {
-	runChaos(t, 100, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe)
+	runChaos(t, 30, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe)
 }
-func TestChaos_Raft_Everything(t *testing.T) { runChaos(t, 350, th.AllFaults...) }
+func TestChaos_Raft_Everything(t *testing.T) { runChaos(t, 60, th.AllFaults...) }
 
 // TestChaos_Raft_DeferringStorages: a crash takes back what a node's storage has
 // not flushed, never what was acknowledged.
 func TestChaos_Raft_DeferringStorages(t *testing.T) {
 	cluster := th.RaftConfig(0)
 	cluster.Deferring = true
-	runChaosOn(t, 100, cluster, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe, th.FaultPartition)
+	runChaosOn(t, 20, cluster, th.FaultCrash, th.FaultDisk, th.FaultFull, th.FaultWipe, th.FaultPartition)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -13,8 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// bridge is the host's end of the network that isolated processes share.
-const bridge = "nornictest0"
+// own makes a name of this run's; names of network interfaces have at most 15
+// bytes.
+func own(name string) string { return fmt.Sprintf("%s%d", name, os.Getpid()%100000) }
 
 // command runs a command of the system.
 func command(name string, args ...string) error {
@@ -29,21 +31,26 @@ func command(name string, args ...string) error {
 // disk each, where the test may make those; else three plain ones.
 func isolatedProcesses(t *testing.T) []*process {
 	t.Helper()
+	bridge := own("nornicbr")
 	if runtime.GOOS != "linux" || os.Getuid() != 0 || command("ip", "link", "add", bridge, "type", "bridge") != nil {
 		t.Log("no root or no network namespaces: nodes are not cut off, and no disk fills up")
 		return threeProcesses(t)
 	}
-	t.Cleanup(func() { require.NoError(t, command("ip", "link", "del", bridge)) })
-	require.NoError(t, command("ip", "addr", "add", "10.231.77.254/24", "dev", bridge))
-	require.NoError(t, command("ip", "link", "set", bridge, "up"))
+	t.Cleanup(func() { _ = command("ip", "link", "del", bridge) })
+	network := fmt.Sprintf("10.%d.%d.", 200+os.Getpid()%50, os.Getpid()/50%250)
+	err := errors.Join(command("ip", "addr", "add", network+"254/24", "dev", bridge), command("ip", "link", "set", bridge, "up"))
 	var list []*process
 	for i := range 3 {
-		p := &process{t: t, namespace: fmt.Sprint("nornictest", i), address: fmt.Sprintf("10.231.77.%d", i+1)}
-		p.openNamespace(i)
-		p.openDisk()
+		p := &process{t: t, namespace: own(fmt.Sprint("nornic", i, "x")), address: network + fmt.Sprint(i+1)}
+		err = errors.Join(err, p.openNamespace(i, bridge))
 		list = append(list, p)
 	}
+	if err != nil {
+		t.Logf("no network namespaces, so nodes are not cut off: %v", err)
+		return threeProcesses(t)
+	}
 	for i, p := range list {
+		p.openDisk()
 		p.configure(i, list)
 		p.start()
 	}
@@ -63,25 +70,30 @@ func (s tokenSender) RoundTrip(r *http.Request) (*http.Response, error) {
 	return s.RoundTripper.RoundTrip(r)
 }
 
-func (p *process) openNamespace(i int) {
-	t, ns, here, there := p.t, p.namespace, fmt.Sprint("nornich", i), fmt.Sprint("nornicp", i)
-	require.NoError(t, command("ip", "netns", "add", ns))
-	t.Cleanup(func() { require.NoError(t, command("ip", "netns", "del", ns)) })
+// openNamespace gives the process a network namespace on the bridge.
+func (p *process) openNamespace(i int, bridge string) error {
+	ns, here, there := p.namespace, own(fmt.Sprint("nrh", i, "x")), own(fmt.Sprint("nrp", i, "x"))
 	p.hostLink = here
+	p.t.Cleanup(func() {
+		_ = command("ip", "link", "del", here) // the namespace would take it along, but later
+		_ = command("ip", "netns", "del", ns)
+	})
+	var err error
 	for _, line := range []string{
-		"link add " + here + " type veth peer name " + there, "link set " + there + " netns " + ns,
+		"netns add " + ns, "link add " + here + " type veth peer name " + there, "link set " + there + " netns " + ns,
 		"link set " + here + " master " + bridge, "link set " + here + " up",
 		"-n " + ns + " addr add " + p.address + "/24 dev " + there, "-n " + ns + " link set " + there + " up", "-n " + ns + " link set lo up",
 	} {
-		require.NoError(t, command("ip", strings.Fields(line)...))
+		err = errors.Join(err, command("ip", strings.Fields(line)...))
 	}
+	return err
 }
 
 func (p *process) openDisk() {
 	p.data = p.t.TempDir()
 	if command("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", p.data) == nil {
 		p.small = true
-		p.t.Cleanup(func() { require.NoError(p.t, command("umount", "-l", p.data)) })
+		p.t.Cleanup(func() { _ = command("umount", "-l", p.data) })
 	}
 }
 
