@@ -203,12 +203,15 @@ func (n *Node) append(g replication.Group) (*walstream.Entry, <-chan replication
 	n.role.RLock()
 	defer n.role.RUnlock()
 	m := &n.machine
+	// In this order: both grow meanwhile, and the first never passes the second.
+	committed := n.feed.Committed()
+	last := n.log.Last().Position
 	switch now := n.now(); {
 	case m.role != RolePrimary:
 		return nil, nil, n.notLeader()
 	case !m.accepts(now):
 		return nil, nil, ErrNoLease
-	case n.log.Last().Position-min(n.feed.Committed(), n.log.Last().Position) >= uint64(n.cfg.HA.MaxUnconfirmed):
+	case last > committed && last-committed >= uint64(n.cfg.HA.MaxUnconfirmed):
 		return nil, nil, fmt.Errorf("%w: %d writes wait for a confirmation", replication.ErrOverloaded, n.cfg.HA.MaxUnconfirmed)
 	}
 	return n.feed.Propose(func() (*walstream.Entry, error) { return n.log.Propose(m.stored.Epoch, n.rt.Now(), g) })
