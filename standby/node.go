@@ -174,7 +174,9 @@ func (n *Node) openLocal() error {
 	n.feed = walstream.NewFeed(n.log, n.applier)
 	n.receiver = walstream.NewApplier(n.log, walstream.ApplierOptions{AnswerReceived: n.cfg.HA.SyncMode == replication.SyncSemi})
 	n.machine = n.newMachine(stored)
+	n.mu.Lock()
 	n.seen = n.machine
+	n.mu.Unlock()
 	n.epoch.Store(&stored.Epoch)
 	return nil
 }
