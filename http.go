@@ -126,6 +126,12 @@ func writeHTTPError(w http.ResponseWriter, status int, err error) {
 		LeaderAddr string `json:"leader_addr,omitempty"`
 	}
 	b := body{Code: ErrorCode(err), Message: err.Error()}
+	switch status { // errors of this handler's, which no message between nodes carries
+	case http.StatusUnauthorized:
+		b.Code = "unauthorized"
+	case http.StatusForbidden:
+		b.Code = "forbidden"
+	}
 	var notLeader *NotLeaderError
 	if errors.As(err, &notLeader) {
 		b.LeaderID, b.LeaderAddr = notLeader.LeaderID, notLeader.LeaderAddr

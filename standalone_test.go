@@ -95,6 +95,7 @@ func TestHTTPHandler(t *testing.T) {
 	require.Equal(t, 200, ask(closed, "GET", "/health?ready=1", "").Code)
 	require.Contains(t, ask(closed, "GET", "/admin/cluster/status", "").Body.String(), `"members":[{"id"`)
 	require.Equal(t, 403, ask(closed, "POST", "/admin/cluster/snapshot", "").Code)
+	require.Contains(t, ask(closed, "POST", "/admin/cluster/snapshot", "").Body.String(), `"code":"forbidden"`)
 	require.Equal(t, 405, ask(closed, "GET", "/admin/cluster/snapshot", "").Code)
 	guarded := replication.NewHTTPHandler(r, replication.HTTPOptions{Authorize: func(q *http.Request) error {
 		if q.Header.Get("Authorization") == "" {
@@ -103,6 +104,7 @@ func TestHTTPHandler(t *testing.T) {
 		return nil
 	}})
 	require.Equal(t, 401, ask(guarded, "POST", "/admin/cluster/add", "{}").Code)
+	require.Contains(t, ask(guarded, "POST", "/admin/cluster/add", "{}").Body.String(), `"code":"unauthorized"`)
 	open := replication.NewHTTPHandler(r, replication.HTTPOptions{Authorize: func(*http.Request) error { return nil }})
 	require.Equal(t, 501, ask(open, "POST", "/admin/cluster/snapshot", "").Code)
 	require.Equal(t, 501, ask(open, "GET", "/admin/conflicts", "").Code)
