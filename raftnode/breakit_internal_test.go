@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/forward"
 	"github.com/stretchr/testify/require"
 )
 
@@ -68,8 +69,8 @@ func TestNodeThatClosesHasCertainlyNotTakenAWrite(t *testing.T) {
 	_, err = n.handleApply(t.Context(), &replication.Request{Payload: payload})
 	require.Error(t, err)
 	over := replication.ErrorFromCode(replication.ErrorCode(err), err.Error())
-	require.True(t, answered(over), "the sender takes it for an unknown outcome: %v", over)
-	require.True(t, transient(over))
+	require.True(t, forward.Answered(over), "the sender takes it for an unknown outcome: %v", over)
+	require.True(t, forward.Transient(over))
 }
 
 // TestRemovedNodeDoesNotComeBackByItself: nothing is left of what one that

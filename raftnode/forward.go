@@ -10,19 +10,8 @@ import (
 	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/forward"
 	"github.com/nornicdb/replication/internal/report"
-)
-
-const (
-	// maxHops bounds how often a write is sent on: leadership can move while
-	// it travels, but a write does not travel in circles.
-	maxHops = 3
-	// retryWait is the first pause before a write is tried again, when no
-	// change of leader ends it sooner.
-	retryWait    = 10 * time.Millisecond
-	retryWaitMax = 250 * time.Millisecond
-	// maxForwardTime bounds how long a leader works on a forwarded write.
-	maxForwardTime = time.Hour
 )
 
 // Apply implements replication.Replicator.
@@ -55,30 +44,16 @@ func (n *Node) write(ctx context.Context, cmds []*replication.Command, hops int)
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
 	}
-	var position uint64
-	repeatable := cmds[0].RequestID != ""
-	uncertain := false // an earlier try may have taken effect
-	err := n.untilLeader(ctx, func(ctx context.Context, addr string) (err error) {
-		if addr == "" {
-			position, err = n.proposeHere(ctx, cmds)
-		} else {
-			position, err = n.forward(ctx, addr, cmds, hops)
+	return n.retry().Write(ctx, cmds, func(ctx context.Context) (uint64, error) {
+		switch addr, known := n.leaderRoute(); {
+		case !known:
+			return 0, replication.ErrNoLeader
+		case addr == "":
+			return n.proposeHere(ctx, cmds)
+		default:
+			return n.forward(ctx, addr, cmds, hops)
 		}
-		uncertain = uncertain || errors.Is(err, replication.ErrUnknownOutcome)
-		return err
-	}, func(err error) bool {
-		return repeatable || !errors.Is(err, replication.ErrUnknownOutcome)
 	})
-	if err != nil && uncertain && !decided(err) && !errors.Is(err, replication.ErrUnknownOutcome) {
-		err = fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
-	}
-	return position, err
-}
-
-// decided: the error is the state machine's answer to this very request.
-func decided(err error) bool {
-	_, verdict := replication.Verdict(err)
-	return verdict || errors.Is(err, replication.ErrRequestIDReused)
 }
 
 // checkWrite refuses what must not be proposed.
@@ -90,71 +65,14 @@ func (n *Node) checkWrite(cmds []*replication.Command) error {
 	if err := check(cmds); err != nil {
 		return err
 	}
-	size := 0
-	for _, c := range cmds {
-		size += len(c.Data) + 256
-		if c.Type == replication.CmdCypher {
-			if _, ok := n.storage.(replication.EffectRecorder); !ok || len(cmds) > 1 {
-				return fmt.Errorf("%w: the storage cannot record what a Cypher command does", replication.ErrOpaqueWrite)
-			}
-		}
-	}
-	if limit := n.maxCommandBytes(); size > limit {
-		return fmt.Errorf("%w: %d bytes, at most %d", replication.ErrCommandTooLarge, size, limit)
-	}
-	if (len(cmds) > 1 || cmds[0].Type == replication.CmdBatchWrite) && !n.applier.Atomic() {
-		return fmt.Errorf("%w: atomic batches need a storage with transactions", replication.ErrUnsupported)
-	}
-	return nil
+	return forward.Limits{Storage: n.storage, Atomic: n.applier.Atomic(), MaxBytes: n.maxCommandBytes()}.Check(cmds)
 }
 
-// untilLeader runs try against the leader, "" being this node, until it
-// succeeds, is answered for good, or ctx ends. Errors that say "not here, not
-// now" and for which again is true are followed by another try, when another
-// leader is known or a pause is over.
-func (n *Node) untilLeader(ctx context.Context, try func(ctx context.Context, addr string) error, again func(error) bool) error {
-	wait := retryWait
-	var last error
-	for {
-		changed := n.leaderChanged()
-		addr, known := n.leaderRoute()
-		if known {
-			err := try(ctx, addr)
-			if err == nil || !transient(err) || !again(err) {
-				return err
-			}
-			last = err
-			if !n.cfg.Raft.ForwardWrites && errors.Is(err, replication.ErrNotLeader) {
-				return err
-			}
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-		case <-n.ctx.Done():
-		}
-		timer.Stop()
-		wait = min(2*wait, retryWaitMax)
-		if n.ctx.Err() != nil {
-			return replication.ErrClosed
-		}
-		if ctx.Err() != nil {
-			return n.outOfTime(ctx, last)
-		}
-	}
-}
-
-// outOfTime is the error of a request whose time ran out between tries.
-func (n *Node) outOfTime(ctx context.Context, last error) error {
-	if last == nil {
-		return fmt.Errorf("%w: %w: %w", replication.ErrNoLeader, replication.ErrTimeout, context.Cause(ctx))
-	}
-	if errors.Is(last, replication.ErrTimeout) || errors.Is(last, replication.ErrUnknownOutcome) {
-		return last
-	}
-	return fmt.Errorf("%w: %w", replication.ErrTimeout, last)
+// retry tries again what the leader, whoever that is then, may take.
+func (n *Node) retry() forward.Retry {
+	return forward.Retry{Changed: n.leaderChanged, Life: n.ctx, Final: func(err error) bool {
+		return !n.cfg.Raft.ForwardWrites && errors.Is(err, replication.ErrNotLeader)
+	}}
 }
 
 // timeLeft is ctx's remaining time, as hashicorp/raft's enqueue timeout.
@@ -163,20 +81,6 @@ func timeLeft(ctx context.Context) time.Duration {
 		return max(time.Until(deadline), time.Millisecond)
 	}
 	return 0
-}
-
-// transient: another try, elsewhere or later, can succeed.
-func transient(err error) bool {
-	if errors.Is(err, replication.ErrCommandTooLarge) {
-		return false
-	}
-	for _, t := range []error{replication.ErrNotLeader, replication.ErrNoLeader, replication.ErrNotReady, replication.ErrClosed,
-		replication.ErrUnknownOutcome, replication.ErrWrongPeer, replication.ErrStorageFailed} {
-		if errors.Is(err, t) {
-			return true
-		}
-	}
-	return replication.NotSent(err)
 }
 
 // leaderRoute says where the leader is: "" for this node.
@@ -253,69 +157,32 @@ func (n *Node) notLeader() error {
 	return &replication.NotLeaderError{LeaderID: string(id), LeaderAddr: string(addr)}
 }
 
-// proposeEffects records what an opaque command does to the present state and
-// proposes that, valid only for that state; if a write came between, it records
-// again.
-//
-// What it would do now is not asked for a request that was answered before, and
-// a refusal counts only when nothing that was proposed before is still to come.
+// proposeEffects proposes what an opaque command does.
 func (n *Node) proposeEffects(ctx context.Context, cmd *replication.Command) (uint64, error) {
-	recorder := n.storage.(replication.EffectRecorder)
-	hash := replication.CommandHash([]*replication.Command{cmd})
-	current := false
-	for {
-		if first, known := n.applier.Outcome(cmd.RequestID, hash); known {
-			return first.Position, first.Err
-		}
-		effects, at, err := recorder.RecordEffects(cmd)
-		if err != nil && !current {
+	return forward.Opaque{Recorder: n.storage.(replication.EffectRecorder), Outcome: n.applier.Outcome, Propose: n.proposeGroup,
+		Settle: func(ctx context.Context) error {
 			if err := n.await(ctx, n.raft.Barrier(timeLeft(ctx))); err != nil {
-				return n.fillLeader(0, fmt.Errorf("%w: %w", replication.ErrNotLeader, err))
+				_, err = n.fillLeader(0, fmt.Errorf("%w: %w", replication.ErrNotLeader, err))
+				return err
 			}
-			current = true
-			continue
-		}
-		if err != nil {
-			return 0, err
-		}
-		if err := replication.ValidateBatch(effects); err != nil && len(effects) > 0 {
-			return 0, fmt.Errorf("recorded effects: %w", err)
-		}
-		group := replication.Group{Commands: effects, RequestID: cmd.RequestID, Conditional: true, ValidAt: at, Hash: hash}
-		position, err := n.proposeGroup(ctx, group)
-		if !errors.Is(err, replication.ErrStaleEffects) {
-			return position, err
-		}
-	}
+			return nil
+		}}.Write(ctx, cmd)
 }
 
-// forward sends a write to the leader at addr. If this node cannot tell whether
-// the leader got it, the outcome is unknown.
+// forward sends a write to the leader at addr.
 func (n *Node) forward(ctx context.Context, addr string, cmds []*replication.Command, hops int) (uint64, error) {
 	if !n.cfg.Raft.ForwardWrites || n.transport == nil {
 		return 0, n.notLeader()
 	}
-	if hops >= maxHops {
-		return 0, fmt.Errorf("%w: the write was sent on %d times", replication.ErrNoLeader, hops)
-	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(time.Minute)
-	}
 	metrics.IncrCounter([]string{"replication", "forwarded_total"}, 1)
-	timeout := min(max(time.Until(deadline), time.Millisecond), maxForwardTime)
-	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: timeout.Milliseconds(), Hops: hops + 1}
-	var resp replication.ApplyResponse
 	if cmds[0].RequestID != "" {
 		var stop func()
 		ctx, stop = n.whileLeads(ctx, addr)
 		defer stop()
 	}
-	err := n.callPeer(ctx, addr, replication.MsgApply, req, &resp)
-	if err == nil || replication.NotSent(err) || answered(err) {
-		return resp.Index, err
-	}
-	return 0, fmt.Errorf("%w: sent to the leader at %s: %w", replication.ErrUnknownOutcome, addr, err)
+	return forward.Send(ctx, "the leader at "+addr, cmds, hops, func(ctx context.Context, req, resp any) error {
+		return n.callPeer(ctx, addr, replication.MsgApply, req, resp)
+	})
 }
 
 // whileLeads returns a context that also ends when another node has led than
@@ -349,46 +216,14 @@ func (n *Node) whileLeads(ctx context.Context, addr string) (context.Context, fu
 	return ctx, func() { cancel(nil) }
 }
 
-// answered: the error is one that the peer sent, so it says itself what became
-// of the write. Only ErrTimeout is ambiguous: it also stands for no answer.
-func answered(err error) bool {
-	var remote *replication.RemoteError
-	if errors.As(err, &remote) {
-		return false
-	}
-	code := replication.ErrorCode(err)
-	return code != "internal" && code != "timeout" && code != "closed"
-}
-
-// handleApply serves code 19, a forwarded write. That this node closes is said
-// as "not ready": "closed" would also be what the sender's own end says, of
-// which nothing follows for the write.
+// handleApply serves code 19, a forwarded write.
 func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, error) {
-	result, err := n.applyForwarded(ctx, req)
-	if errors.Is(err, replication.ErrClosed) && !errors.Is(err, replication.ErrUnknownOutcome) {
-		return nil, fmt.Errorf("%w: %v", replication.ErrNotReady, err)
-	}
-	return result, err
-}
-
-func (n *Node) applyForwarded(ctx context.Context, req *replication.Request) (any, error) {
-	if err := n.running(); err != nil {
-		return nil, err
-	}
-	var r replication.ApplyRequest
-	if err := json.Unmarshal(req.Payload, &r); err != nil {
-		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
-	}
-	if r.TimeoutMS <= 0 || r.TimeoutMS > maxForwardTime.Milliseconds() || r.Hops < 1 {
-		return nil, fmt.Errorf("%w: %d ms, %d hops", replication.ErrInvalidTimeout, r.TimeoutMS, r.Hops)
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.TimeoutMS)*time.Millisecond)
-	defer cancel()
-	position, err := n.write(ctx, r.Commands, r.Hops)
-	if err != nil {
-		return nil, err
-	}
-	return &replication.ApplyResponse{Index: position}, nil
+	return forward.Serve(ctx, req.Payload, func(ctx context.Context, cmds []*replication.Command, hops int) (uint64, error) {
+		if err := n.running(); err != nil {
+			return 0, err
+		}
+		return n.write(ctx, cmds, hops)
+	})
 }
 
 // handleReadIndex serves code 23.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/forward"
 )
 
 const (
@@ -60,18 +61,18 @@ func (n *Node) order(ctx context.Context, code replication.MessageType, here fun
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
 	}
-	return n.untilLeader(ctx, func(ctx context.Context, addr string) error {
-		if addr == "" {
+	return n.retry().Until(ctx, func(ctx context.Context) error {
+		addr, known := n.leaderRoute()
+		switch {
+		case !known:
+			return replication.ErrNoLeader
+		case addr == "":
 			return n.oneChange(ctx, here)
 		}
 		deadline, _ := ctx.Deadline()
 		// The leader gives up a little earlier, so that its answer arrives.
 		left := max((time.Until(deadline) * 9 / 10).Milliseconds(), 1)
-		err := n.callPeer(ctx, addr, code, request(left), nil)
-		if err == nil || replication.NotSent(err) || answered(err) {
-			return err
-		}
-		return fmt.Errorf("%w: sent to the leader at %s: %w", replication.ErrUnknownOutcome, addr, err)
+		return forward.Sent("the leader at "+addr, n.callPeer(ctx, addr, code, request(left), nil))
 	}, func(err error) bool {
 		return !errors.Is(err, replication.ErrUnknownOutcome) && !errors.Is(err, replication.ErrQuorumAtRisk)
 	})

@@ -250,15 +250,17 @@ func (n *Node) leaderIndex(ctx context.Context, level replication.Consistency) (
 // so it is tried again until ctx ends.
 func (n *Node) askIndex(ctx context.Context, level replication.Consistency) (uint64, error) {
 	var index uint64
-	err := n.untilLeader(ctx, func(ctx context.Context, addr string) error {
-		if addr == "" {
-			var err error
+	err := n.retry().Until(ctx, func(ctx context.Context) (err error) {
+		switch addr, known := n.leaderRoute(); {
+		case !known:
+			return replication.ErrNoLeader
+		case addr == "":
 			index, err = n.leaderIndex(ctx, level)
-			return err
+		default:
+			var resp replication.ReadIndexResponse
+			err = n.callPeer(ctx, addr, replication.MsgReadIndex, &replication.ReadIndexRequest{Level: level}, &resp)
+			index = resp.Index
 		}
-		var resp replication.ReadIndexResponse
-		err := n.callPeer(ctx, addr, replication.MsgReadIndex, &replication.ReadIndexRequest{Level: level}, &resp)
-		index = resp.Index
 		return err
 	}, func(error) bool { return true })
 	return index, err

@@ -77,15 +77,6 @@ func TestProposalErrors(t *testing.T) {
 	}
 }
 
-func TestForwardedAnswersThatLeaveTheOutcomeOpen(t *testing.T) {
-	require.True(t, answered(replication.ErrExists))
-	require.True(t, answered(&replication.NotLeaderError{}))
-	require.False(t, answered(replication.ErrTimeout))
-	require.False(t, answered(replication.ErrClosed))
-	require.False(t, answered(errors.New("connection reset")))
-	require.False(t, answered(&replication.RemoteError{Code: "internal"}))
-}
-
 // stuckStore hangs in StoreLogs until released.
 type stuckStore struct {
 	raft.InmemStore
