@@ -45,6 +45,31 @@ type HealthStatus struct {
 	// for a leader and where it never did.
 	LastContact time.Time
 	Peers       []PeerHealth `json:",omitempty"`
+	// Federation is nil but in multi-region mode.
+	Federation *FederationHealth `json:",omitempty"`
+}
+
+// FederationHealth is a node's view of its region among the others.
+type FederationHealth struct {
+	Region string // the node's own
+	// Epoch says which region accepts writes, as far as this one knows; zero: all
+	// do.
+	Epoch   Epoch
+	Regions []RegionHealth // the others, by name
+}
+
+// RegionHealth is a node's view of another region.
+type RegionHealth struct {
+	Region  string
+	Address string // the one in use, or tried next
+	// Healthy: it answers. Only the leader asks; on other nodes it is false and
+	// State "unknown".
+	Healthy bool
+	State   string
+	// LagEntries is what of this region's writes the other has not acknowledged,
+	// LagSeconds how old the first of them is: 0 where it has all.
+	LagEntries uint64
+	LagSeconds float64
 }
 
 // PeerHealth is a node's view of one of its peers.
@@ -70,4 +95,6 @@ type ClusterStatus struct {
 	// Source is the ID of the node whose view this is: the leader's where
 	// there is one.
 	Source string
+	// Federation is nil but in multi-region mode.
+	Federation *FederationHealth
 }

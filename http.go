@@ -213,6 +213,7 @@ type replicationView struct {
 	LagSeconds   float64         `json:"replication_lag_seconds"`
 	LastContact  *time.Time      `json:"last_contact,omitempty"`
 	Peers        []memberView    `json:"peers"`
+	*federationView
 }
 
 type memberView struct {
@@ -242,6 +243,7 @@ func (h *httpHandler) health(w http.ResponseWriter, r *http.Request) {
 		Mode: s.Mode, NodeID: s.NodeID, Role: s.Role, IsLeader: s.IsLeader, State: s.State, Reasons: s.Reasons,
 		LeaderID: s.LeaderID, LeaderAddr: s.LeaderAddr, CommitIndex: s.CommitIndex, AppliedIndex: s.AppliedIndex,
 		Term: s.Term, LagEntries: s.LagEntries, LagSeconds: s.LagSeconds, Peers: memberViews(s.Peers),
+		federationView: viewFederation(s.Federation),
 	}}
 	if !s.LastContact.IsZero() {
 		view.Replication.LastContact = &s.LastContact
@@ -266,10 +268,24 @@ func (h *httpHandler) status(w http.ResponseWriter, r *http.Request) {
 		WriteHTTPError(w, err)
 		return
 	}
-	WriteHTTPJSON(w, http.StatusOK, map[string]any{
-		"cluster_id": s.ClusterID, "mode": s.Mode, "leader": map[string]string{"id": s.LeaderID, "address": s.LeaderAddr},
-		"members": memberViews(s.Members), "commit_index": s.CommitIndex, "term": s.Term, "source": s.Source,
-	})
+	WriteHTTPJSON(w, http.StatusOK, &statusView{ClusterID: s.ClusterID, Mode: s.Mode, Leader: leaderView{s.LeaderID, s.LeaderAddr},
+		Members: memberViews(s.Members), CommitIndex: s.CommitIndex, Term: s.Term, Source: s.Source, federationView: viewFederation(s.Federation)})
+}
+
+type leaderView struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+}
+
+type statusView struct {
+	ClusterID   string          `json:"cluster_id"`
+	Mode        ReplicationMode `json:"mode"`
+	Leader      leaderView      `json:"leader"`
+	Members     []memberView    `json:"members"`
+	CommitIndex uint64          `json:"commit_index"`
+	Term        uint64          `json:"term"`
+	Source      string          `json:"source"`
+	*federationView
 }
 
 var errNoAbility = fmt.Errorf("%w in this mode", ErrUnsupported)

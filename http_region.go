@@ -7,6 +7,35 @@ import (
 	"strconv"
 )
 
+// federationView is what multi-region mode adds to a node's health and to the
+// cluster's status. write_region is empty where all regions accept writes.
+type federationView struct {
+	Region      string       `json:"region"`
+	WriteRegion string       `json:"write_region"`
+	RegionEpoch uint64       `json:"region_epoch"`
+	Regions     []regionView `json:"regions"`
+}
+
+type regionView struct {
+	Region     string  `json:"id"`
+	Address    string  `json:"address"`
+	Healthy    bool    `json:"healthy"`
+	State      string  `json:"state"`
+	LagEntries uint64  `json:"lag"`
+	LagSeconds float64 `json:"lag_seconds"`
+}
+
+func viewFederation(f *FederationHealth) *federationView {
+	if f == nil {
+		return nil
+	}
+	v := &federationView{Region: f.Region, WriteRegion: f.Epoch.Owner, RegionEpoch: f.Epoch.Number, Regions: []regionView{}}
+	for _, r := range f.Regions {
+		v.Regions = append(v.Regions, regionView(r))
+	}
+	return v
+}
+
 // conflicts lists a page: field, node, after and limit are query parameters.
 // next is the key to go on after; it is missing on the last page.
 func (h *httpHandler) conflicts(w http.ResponseWriter, r *http.Request) {

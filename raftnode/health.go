@@ -41,6 +41,9 @@ func (n *Node) Health() *replication.HealthStatus {
 	n.fillPosition(h)
 	h.Peers = n.peerHealth(h.Role == "leader")
 	n.judge(h)
+	if n.opts.owner.Health != nil {
+		n.opts.owner.Health(h)
+	}
 	return h
 }
 
@@ -162,7 +165,7 @@ func (n *Node) ClusterStatus(ctx context.Context) (*replication.ClusterStatus, e
 func clusterStatus(h *replication.HealthStatus, addr string) *replication.ClusterStatus {
 	self := replication.PeerHealth{ID: h.NodeID, Address: addr, Voter: h.Role != "nonvoter", Healthy: h.Healthy, Lag: int64(h.LagEntries), State: h.Role}
 	return &replication.ClusterStatus{ClusterID: h.ClusterID, Mode: h.Mode, LeaderID: h.LeaderID, LeaderAddr: h.LeaderAddr,
-		Members: append([]replication.PeerHealth{self}, h.Peers...), CommitIndex: h.CommitIndex, Term: h.Term, Source: h.NodeID}
+		Members: append([]replication.PeerHealth{self}, h.Peers...), CommitIndex: h.CommitIndex, Term: h.Term, Source: h.NodeID, Federation: h.Federation}
 }
 
 // handleStatus serves code 17. A node that has a log and does not run says

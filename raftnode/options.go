@@ -87,6 +87,9 @@ type Owner struct {
 	// Committed is called on the leader when a write is applied, before it is
 	// answered; its error is the answer.
 	Committed func(ctx context.Context, position uint64) error
+	// Health adds to what a running node says of itself; what it says for the
+	// cluster as its leader has the same.
+	Health func(h *replication.HealthStatus)
 }
 
 // WithOwner makes the cluster a part of another mode.

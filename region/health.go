@@ -10,32 +10,36 @@ import (
 // silentAfter is how long a region may be silent before it is said so.
 const silentAfter = 10 * time.Second
 
-// Health implements replication.Replicator: that of the node in its region. The
-// other regions are among the peers, under their names; their lag is what of
-// this region's stream they have not acknowledged. That a region is away is a
-// reason, not an illness: this one goes on.
-func (n *Node) Health() *replication.HealthStatus {
-	h := n.inner.Health()
-	h.Mode = replication.ModeMultiRegion
+// Health implements replication.Replicator: that of the node in its region, with
+// what federate adds.
+func (n *Node) Health() *replication.HealthStatus { return n.inner.Health() }
+
+// federate adds the other regions to the health of the inner node. That one is
+// away is a reason, not an illness: this region goes on.
+func (n *Node) federate(h *replication.HealthStatus) {
 	v, _ := n.machine.now()
-	leads := h.IsLeader
+	f := &replication.FederationHealth{Region: n.settings.Self, Epoch: replication.Epoch{Owner: n.settings.WriteRegion}}
+	if v.settings != nil {
+		f.Epoch = v.head.Epoch
+	}
 	for _, k := range n.links.snapshot() {
-		p := replication.PeerHealth{ID: k.region, Address: k.addrs[k.next%len(k.addrs)], Lag: -1, State: "region"}
+		r := replication.RegionHealth{Region: k.region, Address: k.addrs[k.next%len(k.addrs)], State: "unknown"}
 		if v.settings != nil {
-			p.Lag = int64(v.head.Last - min(v.head.Cursors[k.region], v.head.Last))
+			r.LagEntries = v.head.Last - min(v.head.Cursors[k.region], v.head.Last)
+			r.LagSeconds = n.lags.seconds(k.region, &v.head, n.rt.Now())
 		}
-		if leads { // only the leader asks
-			p.Healthy = !k.at.IsZero() && n.rt.Now().Sub(k.at) < silentAfter
-			p.State = "region"
-			if !p.Healthy {
-				p.State = "silent"
+		if h.IsLeader { // only the leader asks
+			r.Healthy = !k.at.IsZero() && n.rt.Now().Sub(k.at) < silentAfter
+			r.State = "connected"
+			if !r.Healthy {
+				r.State = "silent"
 				h.Reasons = append(h.Reasons, fmt.Sprintf("region %s does not answer: %v; metadata of unsettled writes grows", k.region, k.err))
 			}
 		}
-		h.Peers = append(h.Peers, p)
+		f.Regions = append(f.Regions, r)
 	}
+	h.Federation = f
 	n.warn(h, &v)
-	return h
 }
 
 // warn adds what limits the region.

@@ -43,7 +43,6 @@ func (n *Node) housekeeping(ctx context.Context) {
 	var marked time.Time
 	for {
 		v, _ := n.machine.now()
-		n.measure(&v)
 		var c *logCommand
 		switch {
 		case v.settings == nil:

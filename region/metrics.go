@@ -1,6 +1,8 @@
 package region
 
 import (
+	"math"
+
 	metrics "github.com/hashicorp/go-metrics/compat"
 
 	"github.com/nornicdb/replication/region/conflict"
@@ -10,21 +12,21 @@ func gauge(value float32, name string, labels ...metrics.Label) {
 	metrics.SetGaugeWithLabels([]string{"replication", name}, value, labels)
 }
 
-// measure reports the region's state; the leader does, now and then.
+// measure reports the region's state, on every node; the lag of other regions is
+// reported with the health. What only the leader hears is NaN elsewhere.
 func (n *Node) measure(v *view) {
 	if v.settings == nil {
 		return
 	}
-	for _, r := range v.settings.others() {
-		lag := v.head.Last - min(v.head.Cursors[r], v.head.Last)
-		gauge(float32(lag), "region_lag_entries", metrics.Label{Name: "region", Value: r})
-	}
+	leads := n.inner.IsLeader()
 	for _, k := range n.links.snapshot() {
 		label := metrics.Label{Name: "region", Value: k.region}
-		gauge(float32(k.offset.Seconds()), "region_clock_offset_seconds", label)
-		if !k.at.IsZero() {
-			gauge(float32(n.rt.Now().Sub(k.at).Seconds()), "region_silent_seconds", label)
+		offset, silent := math.NaN(), math.NaN()
+		if leads && !k.at.IsZero() {
+			offset, silent = k.offset.Seconds(), n.rt.Now().Sub(k.at).Seconds()
 		}
+		gauge(float32(offset), "region_clock_offset_seconds", label)
+		gauge(float32(silent), "region_silent_seconds", label)
 	}
 	var cutLag uint64
 	for i := range v.settings.Conflict.Regions {

@@ -22,6 +22,7 @@ type Node struct {
 	inner    *raftnode.Node
 	acks     *acks
 	links    *links
+	lags     lags
 
 	ctx    context.Context // ends with Shutdown
 	cancel context.CancelFunc
@@ -64,7 +65,7 @@ func Mode(opts ...raftnode.Option) replication.Constructor {
 		}
 		n := &Node{cfg: cfg, rt: rt, settings: s, machine: m, acks: newAcks(), links: newLinks(cfg)}
 		n.ctx, n.cancel = context.WithCancel(context.Background())
-		owner := raftnode.WithOwner(raftnode.Owner{Check: checkCommands, Wrap: n.wrap, Committed: n.committed})
+		owner := raftnode.WithOwner(raftnode.Owner{Check: checkCommands, Wrap: n.wrap, Committed: n.committed, Health: n.federate})
 		inner, err := raftnode.Mode(append([]raftnode.Option{owner}, opts...)...)(cfg, m.storage(), rt)
 		if err != nil {
 			return nil, err
@@ -96,6 +97,7 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	n.tr = tr
 	n.wg.Go(n.run)
+	n.wg.Go(n.observe)
 	n.mu.Unlock()
 	n.serve(tr)
 	return nil

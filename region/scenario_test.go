@@ -248,7 +248,7 @@ func TestOtherSettings(t *testing.T) {
 		for _, name := range two {
 			f.Eventually(time.Minute, name+" tells of it", func() bool {
 				h := f.leader(name).Replicator().Health()
-				return len(h.Reasons) > 0 && h.Peers[len(h.Peers)-1].State == "silent"
+				return len(h.Reasons) > 0 && h.Federation.Regions[0].State == "silent"
 			})
 		}
 		_, err := f.leader("us").Store().Node("x")
@@ -293,5 +293,46 @@ func TestARequestIsAppliedOnce(t *testing.T) {
 		defer cancel()
 		_, err := node(f.leader("eu")).ApplyBatch(ctx, []*replication.Command{other})
 		require.True(t, errors.Is(err, replication.ErrRequestIDReused), "%v", err)
+	})
+}
+
+// TestHealthSaysHowFarOtherRegionsAre: in entries and seconds, on every node of
+// the region, and over HTTP.
+func TestHealthSaysHowFarOtherRegionsAre(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 14, two, func(_ string, cfg *replication.Config) { cfg.Region.WriteRegion = "eu" })
+		f.apply("eu", put(t, "x", nil))
+		f.converged(time.Minute)
+		<-time.After(3 * time.Second) // virtual: the cursors are written down
+		for _, m := range f.nodes["eu"] {
+			h := m.Replicator().Health().Federation
+			require.Equal(t, "eu", h.Region)
+			require.Equal(t, replication.Epoch{Number: 1, Owner: "eu"}, h.Epoch)
+			require.Equal(t, [2]float64{}, [2]float64{float64(h.Regions[0].LagEntries), h.Regions[0].LagSeconds})
+		}
+		f.Net.Partition(f.ids("eu"), f.ids("us"))
+		f.apply("eu", put(t, "y", nil))
+		f.apply("eu", put(t, "z", nil))
+		<-time.After(20 * time.Second) // virtual
+		for _, m := range f.nodes["eu"] {
+			h := m.Replicator().Health()
+			r := h.Federation.Regions[0]
+			require.Equal(t, "us", r.Region)
+			require.EqualValues(t, 2, r.LagEntries)
+			require.InDelta(t, 20, r.LagSeconds, 2)
+			require.Equal(t, map[bool]string{true: "silent", false: "unknown"}[h.IsLeader], r.State)
+			s, err := m.Replicator().(replication.Membership).ClusterStatus(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, "silent", s.Federation.Regions[0].State, "asked of the leader")
+			require.Len(t, s.Members, 3)
+		}
+		f.Net.Heal()
+		f.converged(time.Minute)
+		<-time.After(3 * time.Second) // virtual
+		require.Equal(t, replication.RegionHealth{Region: "us", Address: "x", Healthy: true, State: "connected"}, func() replication.RegionHealth {
+			r := f.leader("eu").Replicator().Health().Federation.Regions[0]
+			r.Address = "x"
+			return r
+		}())
 	})
 }

@@ -60,6 +60,17 @@ func (g *Gauges) Report(h *replication.HealthStatus) {
 		}
 	}
 	g.peers = here
+	if h.Federation != nil {
+		reportFederation(h.Federation)
+	}
+}
+
+func reportFederation(f *replication.FederationHealth) {
+	metrics.SetGauge(key("epoch"), float32(f.Epoch.Number))
+	for _, r := range f.Regions {
+		metrics.SetGaugeWithLabels(key("region_lag_entries"), float32(r.LagEntries), label("region", r.Region))
+		metrics.SetGaugeWithLabels(key("region_lag_seconds"), float32(r.LagSeconds), label("region", r.Region))
+	}
 }
 
 // WALBytes reports the size of the log store.

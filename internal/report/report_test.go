@@ -34,6 +34,11 @@ func TestGaugesSayWhatHealthSays(t *testing.T) {
 	h.Role, h.Peers = "leader", []replication.PeerHealth{{ID: "n2", Voter: true}}
 	g.Report(h)
 	require.InDelta(t, 1, gauge("degraded"), 0, "a voter does not answer")
+	h.Federation = &replication.FederationHealth{Epoch: replication.Epoch{Number: 2, Owner: "us"}, Regions: []replication.RegionHealth{{Region: "us", LagEntries: 4, LagSeconds: 1.5}}}
+	g.Report(h)
+	for name, want := range map[string]float32{"epoch": 2, "region_lag_entries;region=us": 4, "region_lag_seconds;region=us": 1.5} {
+		require.InDelta(t, want, gauge(name), 0, name)
+	}
 	require.True(t, math.IsNaN(float64(gauge("lag_entries;peer=n3"))))
 	require.True(t, math.IsNaN(float64(gauge("peer_healthy;peer=n3"))))
 }

@@ -1,0 +1,92 @@
+package region
+
+import (
+	"sync"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/region/conflict"
+)
+
+// lags remember when the first entry was written that a region lacks, so that
+// nobody who asks for the health waits for the Storage.
+type lags struct {
+	// mu guards the fields below.
+	mu   sync.Mutex
+	list map[string]firstLacking
+}
+
+type firstLacking struct {
+	pos  uint64
+	time time.Time // when it was written, by this region's clock
+}
+
+// seconds is how old the first entry is that a region lacks; 0: it has all, or
+// nobody has looked since it moved on.
+func (l *lags) seconds(region string, head *header, now time.Time) float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first := l.list[region]
+	if first.time.IsZero() || first.pos <= head.Cursors[region] {
+		return 0
+	}
+	return max(now.Sub(first.time).Seconds(), 0)
+}
+
+// look reads the times anew. An entry that the outbox has dropped is at least as
+// old as the first that is there.
+func (l *lags) look(m replication.Meta) error {
+	v, err := readView(m)
+	if err != nil || v.settings == nil {
+		return err
+	}
+	list := make(map[string]firstLacking)
+	for region, cursor := range v.head.Cursors {
+		first := firstLacking{pos: max(cursor+1, v.head.First)}
+		if first.pos > v.head.Last {
+			continue
+		}
+		if before := l.at(region); before.pos == first.pos {
+			list[region] = before
+			continue
+		}
+		row, err := m.GetMeta(outboxRow(first.pos))
+		if err != nil {
+			return err
+		}
+		e, err := conflict.DecodeEntry(row)
+		if err != nil {
+			return err
+		}
+		first.time = time.UnixMilli(int64(conflict.WallMS(e.Time)))
+		list[region] = first
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = list
+	return nil
+}
+
+func (l *lags) at(region string) firstLacking {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.list[region]
+}
+
+// observe looks how far the other regions are, and reports it, until Shutdown.
+func (n *Node) observe() {
+	tick := time.NewTicker(markInterval)
+	defer tick.Stop()
+	for {
+		if err := n.machine.View(n.lags.look); err != nil {
+			n.rt.Logger.Debug("how far other regions are cannot be read", "error", err)
+		}
+		v, _ := n.machine.now()
+		n.measure(&v)
+		select {
+		case <-tick.C:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
