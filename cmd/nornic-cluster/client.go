@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -164,88 +163,4 @@ func exportCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&addr, "addr", "http://127.0.0.1:7474", "a node's HTTP address")
 	return cmd
-}
-
-func verifyCommand() *cobra.Command {
-	var addrs []string
-	var timeout time.Duration
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use: "verify", Short: "Say whether all nodes hold the same graph", Args: exactArgs(0),
-		Example: "  nornic-cluster verify --addr http://127.0.0.1:7474,http://127.0.0.1:7475,http://127.0.0.1:7476",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return verify(cmd.Context(), addrs, timeout, asJSON) },
-	}
-	cmd.Flags().StringSliceVar(&addrs, "addr", nil, "the nodes' HTTP addresses")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait until they stand at one position")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	return cmd
-}
-
-var errDiffer = errors.New("the nodes do not hold the same graph")
-
-// verify waits until all nodes stand at one position and compares them there.
-func verify(ctx context.Context, addrs []string, timeout time.Duration, asJSON bool) error {
-	c, err := newClient(addrs)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var stats []statsView
-	for {
-		stats, err = c.allStats(ctx)
-		if err == nil && samePosition(stats) {
-			break
-		}
-		timer := time.NewTimer(100 * time.Millisecond)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("the nodes did not come to one position within %s: %w (last: %+v)", timeout, errors.Join(err, ctx.Err()), stats)
-		}
-	}
-	same := true
-	for _, s := range stats {
-		same = same && s == stats[0]
-	}
-	if asJSON {
-		nodes := make(map[string]statsView, len(stats))
-		for i, s := range stats {
-			nodes[c.addrs[i]] = s
-		}
-		if err := json.NewEncoder(os.Stdout).Encode(map[string]any{"same": same, "nodes": nodes}); err != nil {
-			return err
-		}
-	} else {
-		for i, s := range stats {
-			fmt.Printf("%s  position %d  %d nodes  %d edges  digest %s\n", c.addrs[i], s.Position, s.Nodes, s.Edges, s.Digest)
-		}
-	}
-	if !same {
-		return errDiffer
-	}
-	if !asJSON {
-		fmt.Printf("all %d nodes hold the same graph\n", len(stats))
-	}
-	return nil
-}
-
-func (c *client) allStats(ctx context.Context) ([]statsView, error) {
-	stats := make([]statsView, len(c.addrs))
-	for i, a := range c.addrs {
-		if err := get(ctx, a+"/graph/stats", &stats[i]); err != nil {
-			return nil, err
-		}
-	}
-	return stats, nil
-}
-
-func samePosition(stats []statsView) bool {
-	for _, s := range stats {
-		if s.Position != stats[0].Position {
-			return false
-		}
-	}
-	return true
 }

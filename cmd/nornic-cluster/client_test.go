@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -53,6 +56,76 @@ func TestVerifyWaitsForOnePosition(t *testing.T) {
 	err := verify(t.Context(), []string{fakeStats(t, fixed(base)), never}, 300*time.Millisecond, false)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, errDiffer, "it is not known")
+}
+
+// TestVerifyOfRegions: positions are each region's own; regions are waited for,
+// nodes of one region that differ are not.
+func TestVerifyOfRegions(t *testing.T) {
+	eu, us := statsView{Position: 9, Digest: "aa", Region: "eu"}, statsView{Position: 4, Digest: "aa", Region: "us"}
+	old := us
+	old.Digest = "old"
+	asked := new(atomic.Int64)
+	late := fakeStats(t, func() statsView {
+		if asked.Add(1) < 3 {
+			return old
+		}
+		return us
+	})
+	require.NoError(t, verify(t.Context(), []string{fakeStats(t, fixed(eu)), fakeStats(t, fixed(eu)), late}, time.Minute, false))
+	require.EqualValues(t, 3, asked.Load())
+	err := verify(t.Context(), []string{fakeStats(t, fixed(eu)), fakeStats(t, fixed(old))}, 300*time.Millisecond, true)
+	require.ErrorIs(t, err, errDiffer, "it did not come")
+	err = verify(t.Context(), []string{fakeStats(t, fixed(eu)), fakeStats(t, fixed(us)), fakeStats(t, fixed(old))}, time.Hour, true)
+	require.ErrorIs(t, err, errDiffer, "two nodes of us at one position")
+}
+
+// TestPartsMakeTheWhole: each record is in one part, and a relationship whose
+// node another part has waits for it, with a request ID of its own each time.
+func TestPartsMakeTheWhole(t *testing.T) {
+	var text strings.Builder
+	for i := range 7 {
+		fmt.Fprintf(&text, `{"type":"node","id":"n%d"}`+"\n", i)
+	}
+	for i := range 5 {
+		fmt.Fprintf(&text, `{"type":"relationship","label":"R","start":{"id":"n%d"},"end":{"id":"n%d"}}`+"\n", i, i+1)
+	}
+	file := filepath.Join(t.TempDir(), "graph.jsonl")
+	require.NoError(t, os.WriteFile(file, []byte(text.String()), 0o600))
+	got := make(map[string]int)
+	var refused atomic.Int64
+	ids := make(map[string]bool)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		require.False(t, ids[r.Header.Get("Request-Id")], "the verdict is remembered under it")
+		ids[r.Header.Get("Request-Id")] = true
+		body, err := io.ReadAll(r.Body)
+		require.NoError(t, err)
+		if strings.Contains(string(body), "relationship") && refused.Add(1) <= 2 {
+			replication.WriteHTTPError(w, replication.ErrMissingEnd)
+			return
+		}
+		for line := range strings.Lines(string(body)) {
+			got[line]++
+		}
+		replication.WriteHTTPJSON(w, http.StatusOK, map[string]int{})
+	}))
+	defer s.Close()
+	o := &importOptions{addrs: []string{s.URL}, file: file, writers: 1, batch: 2}
+	require.ErrorContains(t, importFile(t.Context(), o), "missing_end", "the whole file has all nodes there are")
+	clear(got)
+	for _, part := range []string{"1/3", "2/3", "3/3"} {
+		o.part = part
+		refused.Store(0)
+		require.NoError(t, importFile(t.Context(), o))
+		require.GreaterOrEqual(t, refused.Load(), int64(3))
+	}
+	require.Len(t, got, 12)
+	for line, count := range got {
+		require.Equal(t, 1, count, line)
+	}
+	for _, part := range []string{"0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"} {
+		o.part = part
+		require.ErrorIs(t, importFile(t.Context(), o), errUsage, part)
+	}
 }
 
 // TestClientRepeatsWithTheSameRequestID: on what may pass, and on nothing else.

@@ -12,6 +12,8 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +28,7 @@ type importOptions struct {
 	file           string
 	writers, batch int
 	patience       time.Duration
+	part           string // "K/N"; empty: all
 }
 
 func importCommand() *cobra.Command {
@@ -33,8 +36,13 @@ func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "import FILE", Short: "Load APOC JSON lines through the cluster", Args: exactArgs(1),
 		Long: "Loads APOC JSON lines, plain or gzip, - for standard input. Nodes are put first, then\n" +
-			"relationships; a relationship is known by its ends and type. It is safe to run again.",
-		Example: "  nornic-cluster import --addr http://127.0.0.1:7474,http://127.0.0.1:7475 graph.jsonl.gz",
+			"relationships; a relationship is known by its ends and type. It is safe to run again.\n\n" +
+			"--addr names nodes of one cluster, or of one region. Several regions can each load a part of a\n" +
+			"file at once: --part 1/2 here, --part 2/2 there. A relationship whose nodes are in another part\n" +
+			"waits until they have come from that region, for as long as --patience says; a file that is a\n" +
+			"part itself is loaded with --part 1/1.",
+		Example: "  nornic-cluster import --addr http://127.0.0.1:7474,http://127.0.0.1:7475 graph.jsonl.gz\n" +
+			"  nornic-cluster import --addr http://127.0.0.1:7477 --part 2/2 graph.jsonl.gz",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.file = args[0]
 			return importFile(cmd.Context(), &o)
@@ -45,6 +53,7 @@ func importCommand() *cobra.Command {
 	f.IntVar(&o.writers, "writers", 16, "batches in flight")
 	f.IntVar(&o.batch, "batch", 64, "records a batch")
 	f.DurationVar(&o.patience, "patience", 5*time.Minute, "how long one batch is tried again")
+	f.StringVar(&o.part, "part", "", "K/N: only every Nth node and relationship, from the Kth on")
 	return cmd
 }
 
@@ -54,6 +63,7 @@ type importer struct {
 	client  *client
 	run     string // random: the request IDs of this run
 	records atomic.Int64
+	waits   atomic.Int64 // tries that lacked a node of another part
 }
 
 type importBatch struct {
@@ -61,6 +71,28 @@ type importBatch struct {
 	body    []byte
 	records int
 }
+
+// filePart is every nth record of a kind, from the kth on: 1 ≤ k ≤ n. The zero
+// value is all.
+type filePart struct{ k, n int }
+
+func parsePart(s string) (p filePart, err error) {
+	if s == "" {
+		return p, nil
+	}
+	k, n, _ := strings.Cut(s, "/")
+	p.k, err = strconv.Atoi(k)
+	if err == nil {
+		p.n, err = strconv.Atoi(n)
+	}
+	if err != nil || p.k < 1 || p.k > p.n {
+		return p, fmt.Errorf("%w: --part=%q is not K/N with 1 ≤ K ≤ N", errUsage, s)
+	}
+	return p, nil
+}
+
+// has says whether the part has a record, of which count of its kind were before.
+func (p filePart) has(count int) bool { return p.n <= 1 || count%p.n == p.k-1 }
 
 func importFile(ctx context.Context, o *importOptions) error {
 	c, err := newClient(o.addrs)
@@ -73,6 +105,10 @@ func importFile(ctx context.Context, o *importOptions) error {
 	if o.patience <= 0 {
 		o.patience = 5 * time.Minute
 	}
+	part, err := parsePart(o.part)
+	if err != nil {
+		return err
+	}
 	in, err := openGraph(o.file)
 	if err != nil {
 		return err
@@ -82,7 +118,7 @@ func importFile(ctx context.Context, o *importOptions) error {
 	im := &importer{o: o, client: c, run: rand.Text()}
 	start := time.Now()
 	stop := im.showProgress()
-	nodes, edges, err := im.load(ctx, in)
+	nodes, edges, err := im.load(ctx, in, part)
 	stop()
 	if err != nil {
 		return err
@@ -90,6 +126,9 @@ func importFile(ctx context.Context, o *importOptions) error {
 	seconds := time.Since(start).Seconds()
 	fmt.Fprintf(os.Stderr, "imported %d nodes and %d edges with %d retries in %.1f s (%.0f records/s)\n",
 		nodes, edges, c.retries.Load(), seconds, float64(nodes+edges)/seconds)
+	if o.part != "" {
+		fmt.Fprintf(os.Stderr, "part %s; a batch waited %d times for nodes of another part\n", o.part, im.waits.Load())
+	}
 	return nil
 }
 
@@ -121,8 +160,8 @@ type readCloser struct {
 // load reads records and sends them in batches. An edge needs its nodes, so all
 // nodes are in before the first edge goes out; a node after an edge waits for
 // the edges before it in the same way.
-func (im *importer) load(ctx context.Context, in io.Reader) (nodes, edges int, err error) {
-	src := &batchSource{lines: newAPOCReader(in), run: im.run, most: im.o.batch}
+func (im *importer) load(ctx context.Context, in io.Reader, part filePart) (nodes, edges int, err error) {
+	src := &batchSource{lines: newAPOCReader(in), run: im.run, most: im.o.batch, part: part}
 	for !src.done {
 		err := im.sendAll(ctx, func(send func(importBatch) error) error {
 			for {
@@ -147,8 +186,10 @@ type batchSource struct {
 	lines        *apocReader
 	run          string
 	most         int
+	part         filePart
 	number       int
-	nodes, edges int
+	nodes, edges int                 // that are in the part
+	passed       map[string]int      // kind → records read, of all parts
 	pending      *apocRecord         // read already: the first of the next phase
 	seen         map[uint64]struct{} // hashes of the ends and types of relationships
 	parallel     int                 // relationships that are told apart by their IDs
@@ -164,7 +205,7 @@ func (s *batchSource) next() (b importBatch, phaseEnds bool, err error) {
 		rec := s.pending
 		s.pending = nil
 		if rec == nil {
-			if rec, err = s.lines.next(); err == io.EOF {
+			if rec, err = s.read(); err == io.EOF {
 				s.done = true
 				return b, true, nil
 			} else if err != nil {
@@ -181,7 +222,7 @@ func (s *batchSource) next() (b importBatch, phaseEnds bool, err error) {
 		}
 	}
 	// The batch is full; whether the kind ends shows with the next record.
-	if s.pending, err = s.lines.next(); err == io.EOF {
+	if s.pending, err = s.read(); err == io.EOF {
 		s.done = true
 		return b, true, nil
 	} else if err != nil {
@@ -190,8 +231,27 @@ func (s *batchSource) next() (b importBatch, phaseEnds bool, err error) {
 	return b, s.pending.Type != kind, nil
 }
 
+// read returns the next record of the part. Parallel relationships are told apart
+// in the file as a whole, so that every part knows them by the same IDs.
+func (s *batchSource) read() (*apocRecord, error) {
+	for {
+		rec, err := s.lines.next()
+		if err != nil {
+			return nil, err
+		}
+		s.tellApart(rec)
+		if s.passed == nil {
+			s.passed = make(map[string]int)
+		}
+		count := s.passed[rec.Type]
+		s.passed[rec.Type]++
+		if s.part.has(count) {
+			return rec, nil
+		}
+	}
+}
+
 func (s *batchSource) add(b *importBatch, rec *apocRecord) error {
-	s.tellApart(rec)
 	if _, err := rec.command(); err != nil {
 		return fmt.Errorf("line %d: %w", s.lines.line, err)
 	}
@@ -239,10 +299,7 @@ func (im *importer) sendAll(ctx context.Context, produce func(send func(importBa
 	for range im.o.writers {
 		wg.Go(func() {
 			for b := range batches {
-				tryCtx, stop := context.WithTimeout(ctx, im.o.patience)
-				err := im.client.post(tryCtx, "/graph/batch", b.id, b.body)
-				stop()
-				if err != nil {
+				if err := im.send(ctx, b); err != nil {
 					cancel(err)
 					return
 				}
@@ -264,6 +321,34 @@ func (im *importer) sendAll(ctx context.Context, produce func(send func(importBa
 		err = context.Cause(ctx)
 	}
 	return err
+}
+
+// send sends a batch until it is in. Where the file is a part, one that lacks a
+// node waits for it. That verdict is remembered under the batch's request ID, so
+// the next try, which certainly is the first to have an effect, gets another.
+func (im *importer) send(ctx context.Context, b importBatch) error {
+	ctx, cancel := context.WithTimeout(ctx, im.o.patience)
+	defer cancel()
+	wait := 50 * time.Millisecond
+	for try := 0; ; try++ {
+		id := b.id
+		if try > 0 {
+			id = fmt.Sprintf("%s-%d", b.id, try)
+		}
+		err := im.client.post(ctx, "/graph/batch", id, b.body)
+		if im.o.part == "" || err == nil || !strings.Contains(err.Error(), `"missing_end"`) {
+			return err
+		}
+		im.waits.Add(1)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("a relationship's nodes have not come from another part: %w", err)
+		}
+		wait = min(2*wait, time.Second)
+	}
 }
 
 // showProgress shows a bar on a terminal and a line every few seconds elsewhere.

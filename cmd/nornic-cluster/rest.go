@@ -288,6 +288,7 @@ type statsView struct {
 	Edges    uint64 `json:"edges"`
 	Position uint64 `json:"position"`
 	Digest   string `json:"digest"`
+	Region   string `json:"region,omitempty"` // whose position it is
 }
 
 func (s *rest) stats(w http.ResponseWriter, r *http.Request) {
@@ -295,7 +296,11 @@ func (s *rest) stats(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	st, err := s.store.Stats()
-	respond(w, statsView(st), err)
+	v := &statsView{Nodes: st.Nodes, Edges: st.Edges, Position: st.Position, Digest: st.Digest}
+	if f := s.repl.Health().Federation; f != nil {
+		v.Region = f.Region
+	}
+	respond(w, v, err)
 }
 
 // export streams the graph from one read transaction. An error in the middle

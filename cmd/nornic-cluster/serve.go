@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -128,7 +127,7 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 			return err
 		}
 	}
-	followLeader(ctx, nodes)
+	followLeaders(ctx, nodes)
 	return nil
 }
 
@@ -207,44 +206,30 @@ func demoImport(ctx context.Context, nodes []*node, file string) error {
 	if err := importFile(ctx, &importOptions{addrs: urls[:demoNodes], file: file, writers: 16, batch: 64}); err != nil {
 		return err
 	}
-	if err := verify(ctx, urls[:demoNodes], time.Minute, false); err != nil || len(nodes) == demoNodes {
-		return err
-	}
-	return converge(ctx, urls, time.Minute)
+	return verify(ctx, urls, time.Minute, false)
 }
 
-// converge waits until all regions hold the same; their positions are their own.
-func converge(ctx context.Context, urls []string, timeout time.Duration) error {
-	c, err := newClient(urls)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		stats, err := c.allStats(ctx)
-		if err == nil && !slices.ContainsFunc(stats, func(s statsView) bool { return s.Digest != stats[0].Digest }) {
-			fmt.Printf("all %d nodes hold the same graph, in all regions\n", len(stats))
-			return nil
+// followLeaders prints who leads, in each region, whenever that changes, until
+// ctx ends.
+func followLeaders(ctx context.Context, nodes []*node) {
+	var wg sync.WaitGroup
+	for i := 0; i < len(nodes); i += demoNodes {
+		what := "leads"
+		if len(nodes) > demoNodes {
+			what += " " + demoRegion(i)
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%w after %s: %w (last: %+v)", errDiffer, timeout, errors.Join(err, ctx.Err()), stats)
-		}
+		wg.Go(func() { followLeader(ctx, nodes[i].repl, what) })
 	}
+	wg.Wait()
 }
 
-// followLeader prints who leads whenever that changes, until ctx ends.
-func followLeader(ctx context.Context, nodes []*node) {
-	events, cancel := nodes[0].repl.(replication.Subscriber).Subscribe(64)
+func followLeader(ctx context.Context, repl replication.Replicator, what string) {
+	events, cancel := repl.(replication.Subscriber).Subscribe(64)
 	defer cancel()
 	said := ""
 	for {
-		if id := nodes[0].repl.LeaderID(); id != said && id != "" {
-			fmt.Printf("%s leads\n", id)
+		if id := repl.LeaderID(); id != said && id != "" {
+			fmt.Println(id, what)
 			said = id
 		}
 		select {
