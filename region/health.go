@@ -18,7 +18,7 @@ func (n *Node) Health() *replication.HealthStatus { return n.inner.Health() }
 // away is a reason, not an illness: this region goes on.
 func (n *Node) federate(h *replication.HealthStatus) {
 	v, _ := n.machine.now()
-	f := &replication.FederationHealth{Region: n.settings.Self, Epoch: replication.Epoch{Owner: n.settings.WriteRegion}}
+	f := &replication.FederationHealth{Region: n.settings.Self, Epoch: newHeader(n.settings).Epoch} // what is going to be founded
 	if v.settings != nil {
 		f.Epoch = v.head.Epoch
 	}

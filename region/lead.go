@@ -109,6 +109,7 @@ func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, erro
 	}
 	var resp replication.WALBatchResponse
 	err := s.n.call(ctx, s.region, replication.MsgWALBatch, entries, &resp)
+	countSent(s.region, len(entries), err)
 	return walstream.Ack{Received: resp.ReceivedPosition, Persisted: resp.AckedPosition, Applied: resp.AckedPosition}, err
 }
 

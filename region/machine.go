@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
@@ -285,6 +286,7 @@ func (t *txn) write(c *logCommand) error {
 
 // remote merges entries of another region; what comes before a bad one stays.
 func (t *txn) remote(c *logCommand) error {
+	defer measureMerge(time.Now())
 	for _, e := range c.entries {
 		if _, err := t.core.Remote(c.wallMS, e); err != nil {
 			return err

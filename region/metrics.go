@@ -2,6 +2,7 @@ package region
 
 import (
 	"math"
+	"time"
 
 	metrics "github.com/hashicorp/go-metrics/compat"
 
@@ -40,11 +41,25 @@ func (n *Node) measure(v *view) {
 	gauge(float32(v.status.Conflicting), "conflicts_open")
 }
 
-// count reports what a committed transaction did.
+// countSent counts the entries of a batch that another region has answered.
+func countSent(region string, entries int, err error) {
+	if err == nil {
+		metrics.IncrCounterWithLabels([]string{"replication", "wal_entries_sent_total"}, float32(entries), []metrics.Label{{Name: "peer", Value: region}})
+	}
+}
+
+// measureMerge reports how long the merge of another region's entries took, that
+// was begun at start.
+func measureMerge(start time.Time) {
+	metrics.AddSample([]string{"replication", "region_merge_seconds"}, float32(time.Since(start).Seconds()))
+}
+
+// count reports what a committed transaction did. A conflict is counted by the
+// federation's strategy and, for itself, by the field.
 func count(c conflict.Counts, strategy conflict.Strategy) {
 	for field, n := range c.Conflicts {
-		metrics.IncrCounterWithLabels([]string{"replication", "conflicts_total"}, float32(n),
-			[]metrics.Label{{Name: "strategy", Value: string(strategy)}, {Name: "field", Value: string(field)}})
+		metrics.IncrCounterWithLabels([]string{"replication", "conflicts_total"}, float32(n), []metrics.Label{{Name: "strategy", Value: string(strategy)}})
+		metrics.IncrCounterWithLabels([]string{"replication", "conflicts_by_field_total"}, float32(n), []metrics.Label{{Name: "field", Value: string(field)}})
 	}
 	for name, n := range map[string]uint64{"conflicts_settled_by_write_total": c.SettledByWrite, "conflicts_settled_by_resolve_total": c.SettledByResolve,
 		"region_entries_merged_total": c.Merged, "region_entries_duplicate_total": c.Duplicate, "region_gaps_total": c.Gaps,

@@ -111,6 +111,13 @@ func Counters() []Name {
 		{Key: key("failovers_total")},
 		{Key: key("diverged_entries_total")},
 		{Key: key("conflicts_total"), Label: "strategy", Values: []string{"last_write_wins", "first_write_wins", "manual"}},
+		{Key: key("conflicts_by_field_total"), Label: "field", Values: []string{"node", "labels", "property", "edge"}},
+		{Key: key("conflicts_settled_by_write_total")},
+		{Key: key("conflicts_settled_by_resolve_total")},
+		{Key: key("region_entries_merged_total")},
+		{Key: key("region_entries_duplicate_total")},
+		{Key: key("region_gaps_total")},
+		{Key: key("region_clock_ahead_total")},
 		{Key: key("handshake_rejected_total"), Label: "reason", Values: []string{"tls", "expired_certificate", "malformed", "silent", "no_proof", "wrong_proof",
 			"version", "cluster", "history", "stream", "region", "settings", "too_many", "io"}},
 		{Key: key("frames_rejected_total"), Label: "reason", Values: []string{"malformed", "record"}},
@@ -119,4 +126,6 @@ func Counters() []Name {
 }
 
 // Summaries that a node of any mode can report.
-func Summaries() []Name { return []Name{{Key: key("apply_seconds")}} }
+func Summaries() []Name {
+	return []Name{{Key: key("apply_seconds")}, {Key: key("region_merge_seconds")}}
+}
