@@ -10,8 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"text/tabwriter"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,12 +22,12 @@ const adminTimeout = 35 * time.Second
 // adminCommands are the commands that call the admin endpoints.
 func adminCommands() []*cobra.Command {
 	region := &cobra.Command{Use: "region", Short: "Operate regions", Args: exactArgs(0),
-		Example: "  nornic-cluster region promote --addr http://127.0.0.1:7474",
+		Example: "  nornic-cluster region promote --addr http://127.0.0.1:7477",
 		RunE: func(*cobra.Command, []string) error {
-			return fmt.Errorf("%w: region promote, or region remove", errUsage)
+			return fmt.Errorf("%w: region promote, or region remove REGION", errUsage)
 		}}
 	region.AddCommand(
-		order("promote", "Make this the primary write region", "region promote", "/admin/region/promote", 0, nil, "this is the primary write region"),
+		order("promote", "Make the node's region the one that accepts writes", "region promote --addr http://127.0.0.1:7477", "/admin/region/promote", 0, nil, "this region accepts the writes now"),
 		order("remove REGION", "Remove a region", "region remove eu-west", "/admin/region/remove", 1,
 			func(args []string, body map[string]any) error { body["region_id"] = args[0]; return nil }, "region removed"))
 	return []*cobra.Command{addCommand(), removeCommand(), transferCommand(), promoteCommand(), conflictsCommand(), region,
@@ -37,8 +36,8 @@ func adminCommands() []*cobra.Command {
 	}
 }
 
-// order is a command that posts to one endpoint and says what it did. fill puts
-// the arguments into the body; it may be nil.
+// order is a command that posts to one endpoint and says what it did; {} in path
+// is the first argument. fill puts the arguments into the body; it may be nil.
 func order(use, short, example, path string, args int, fill func(args []string, body map[string]any) error, done string) *cobra.Command {
 	var addr string
 	cmd := &cobra.Command{Use: use, Short: short, Args: exactArgs(args), Example: "  nornic-cluster " + example,
@@ -48,6 +47,10 @@ func order(use, short, example, path string, args int, fill func(args []string, 
 				if err := fill(args, body); err != nil {
 					return err
 				}
+			}
+			path := path
+			if len(args) > 0 {
+				path = strings.ReplaceAll(path, "{}", url.PathEscape(args[0]))
 			}
 			if err := postAdmin(cmd.Context(), addr, path, body); err != nil {
 				return err
@@ -111,68 +114,6 @@ func promoteCommand() *cobra.Command {
 		"/admin/promote", 0, func(_ []string, body map[string]any) error { body["force"] = force; return nil }, "promoted")
 	cmd.Flags().BoolVar(&force, "force", false, "also where the primary cannot be reached")
 	return cmd
-}
-
-func conflictsCommand() *cobra.Command {
-	var addr string
-	var asJSON bool
-	cmd := &cobra.Command{Use: "conflicts", Short: "List conflicts between regions that wait for a decision", Args: exactArgs(0),
-		Example: "  nornic-cluster conflicts --addr http://127.0.0.1:7474\n  nornic-cluster conflicts resolve 17 '{\"winner\": \"eu\"}'",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return listConflicts(cmd.Context(), addr, asJSON) }}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	addrFlag(cmd, &addr)
-	cmd.AddCommand(resolveCommand())
-	return cmd
-}
-
-func resolveCommand() *cobra.Command {
-	var addr string
-	cmd := &cobra.Command{Use: "resolve ID DECISION", Short: "Decide a conflict; DECISION is a JSON object", Args: exactArgs(2),
-		Example: "  nornic-cluster conflicts resolve --addr http://127.0.0.1:7474 17 '{\"winner\": \"eu\"}'",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var decision map[string]any
-			if err := json.Unmarshal([]byte(args[1]), &decision); err != nil {
-				return fmt.Errorf("%w: DECISION: %w", errUsage, err)
-			}
-			if err := postAdmin(cmd.Context(), addr, "/admin/conflicts/"+url.PathEscape(args[0])+"/resolve", decision); err != nil {
-				return err
-			}
-			fmt.Println("resolved")
-			return nil
-		}}
-	addrFlag(cmd, &addr)
-	return cmd
-}
-
-// listConflicts prints the answer as it is, or a line for each conflict.
-func listConflicts(ctx context.Context, addr string, asJSON bool) error {
-	c, err := newClient([]string{addr})
-	if err != nil {
-		return err
-	}
-	var answer json.RawMessage
-	if err := get(ctx, c.addrs[0]+"/admin/conflicts", &answer); err != nil {
-		return err
-	}
-	var list struct {
-		Conflicts []map[string]any `json:"conflicts"`
-	}
-	if asJSON || json.Unmarshal(answer, &list) != nil {
-		fmt.Println(string(answer))
-		return nil
-	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tCONFLICT")
-	for _, conflict := range list.Conflicts {
-		id := conflict["id"]
-		delete(conflict, "id")
-		rest, err := json.Marshal(conflict)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(w, "%v\t%s\n", id, rest)
-	}
-	return w.Flush()
 }
 
 // postAdmin sends an order to a node once: whether one whose answer was lost was

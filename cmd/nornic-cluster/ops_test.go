@@ -179,11 +179,14 @@ func TestMembershipByTheBinary(t *testing.T) {
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "not_found")
 	for _, args := range [][]string{{"add", "n9"}, {"add", "n9", "no-port"}, {"remove"}, {"transfer", "a", "b"}, {"snapshot", "x"}, {"region"}, {"region", "remove"},
-		{"conflicts", "resolve", "1", "{"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
+		{"conflicts", "resolve", "k"}, {"conflicts", "resolve", "k", "--expect", "eu:1"}, {"conflicts", "resolve", "k", "--deleted"},
+		{"conflicts", "resolve", "k", "--expect", "eu", "--deleted"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--keep", "1"},
+		{"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "x"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "1", "--deleted"},
+		{"import", "--part", "3/2", "testdata/small.jsonl"}, {"demo", "--regions", "6"}, {"region", "promote", "eu"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
 		_, errs, status := runCommand(t, args...)
 		require.Equal(t, 2, status, "%v: %s", args, errs)
 	}
-	for _, args := range [][]string{{"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve", "1", "{}"}, {"region", "promote"}, {"region", "remove", "eu"}} {
+	for _, args := range [][]string{{"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--deleted"}, {"region", "promote"}, {"region", "remove", "eu"}} {
 		_, errs, status := runCommand(t, append(args, "--addr", at)...)
 		require.Equal(t, 1, status, args)
 		require.Contains(t, errs, "unsupported", "no such thing in Raft mode")

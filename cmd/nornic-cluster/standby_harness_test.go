@@ -218,6 +218,11 @@ type pairHealth struct {
 	Peers    []struct {
 		State string `json:"state"`
 	} `json:"peers"`
+	// In multi-region mode.
+	Region      string       `json:"region"`
+	WriteRegion string       `json:"write_region"`
+	RegionEpoch uint64       `json:"region_epoch"`
+	Regions     []regionView `json:"regions"`
 }
 
 // health is a node's, healthy or not; the zero one where it does not answer.

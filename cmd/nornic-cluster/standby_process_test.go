@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,15 +29,7 @@ func skipProcesses(t *testing.T) {
 func TestHotStandbyImportSurvivesTheLossOfThePrimary(t *testing.T) {
 	skipProcesses(t)
 	const nodes, edges = 2000, 8000
-	file := filepath.Join(t.TempDir(), "graph.jsonl")
-	var text bytes.Buffer
-	for i := range nodes {
-		fmt.Fprintf(&text, `{"type":"node","id":"n%d","labels":["N"],"properties":{"i":%d}}`+"\n", i, i)
-	}
-	for i := range edges {
-		fmt.Fprintf(&text, `{"type":"relationship","label":"R%d","start":{"id":"n%d"},"end":{"id":"n%d"}}`+"\n", i/nodes, i%nodes, (i*7+1)%nodes)
-	}
-	require.NoError(t, os.WriteFile(file, text.Bytes(), 0o600))
+	file := graphFile(t, nodes, edges)
 	p := startPair(t, replication.SyncSemi, "availability")
 	old, next := p.whole()
 	out, err := os.Create(file + ".log")

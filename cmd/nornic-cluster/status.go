@@ -29,6 +29,20 @@ type clusterView struct {
 	CommitIndex uint64 `json:"commit_index"`
 	Term        uint64 `json:"term"`
 	Source      string `json:"source"`
+	// In multi-region mode:
+	Region      string       `json:"region,omitempty"`
+	WriteRegion string       `json:"write_region,omitempty"`
+	RegionEpoch uint64       `json:"region_epoch,omitempty"`
+	Regions     []regionView `json:"regions,omitempty"`
+}
+
+type regionView struct {
+	ID         string  `json:"id"`
+	Address    string  `json:"address"`
+	State      string  `json:"state"`
+	Healthy    bool    `json:"healthy"`
+	Lag        uint64  `json:"lag"`
+	LagSeconds float64 `json:"lag_seconds"`
 }
 
 func statusCommand() *cobra.Command {
@@ -79,6 +93,17 @@ func showStatus(ctx context.Context, addr string, asJSON bool) error {
 	fmt.Fprintln(w, "NODE\tADDRESS\tROLE\tHEALTHY\tVOTER\tLAG")
 	for _, m := range v.Members {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%t\t%d\n", m.ID, m.Address, m.State, m.Healthy, m.Voter, m.Lag)
+	}
+	if v.Region != "" {
+		writers := "all regions accept writes"
+		if v.WriteRegion != "" {
+			writers = fmt.Sprintf("%s accepts writes (region epoch %d)", v.WriteRegion, v.RegionEpoch)
+		}
+		fmt.Fprintf(w, "\nregion %s; %s\n", v.Region, writers)
+		fmt.Fprintln(w, "OTHER REGION\tADDRESS\tSTATE\tHEALTHY\tLAG\tLAG SECONDS")
+		for _, r := range v.Regions {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%d\t%.1f\n", r.ID, r.Address, r.State, r.Healthy, r.Lag, r.LagSeconds)
+		}
 	}
 	return w.Flush()
 }

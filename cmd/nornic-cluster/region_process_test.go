@@ -1,0 +1,282 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+var regionRounds = flag.Int("region.rounds", 3, "how many faults TestRegionsSurviveKillsPausesAndCuts plays")
+
+// importPart starts the import of a part of a file into a region.
+func (r *regionProcesses) importPart(name, file, part string) *process {
+	r.t.Helper()
+	out, err := os.Create(filepath.Join(r.t.TempDir(), "import"))
+	require.NoError(r.t, err)
+	r.t.Cleanup(func() { _ = out.Close() })
+	p := &process{t: r.t, log: out, args: []string{"import", "--batch", "16", "--writers", "4", "--part", part,
+		"--addr", strings.Join(urls(r.nodes[name]), ","), file}}
+	p.start()
+	r.t.Cleanup(func() {
+		if p.cmd.ProcessState == nil {
+			p.kill9()
+		}
+	})
+	return p
+}
+
+// TestRegionsLoadAGraphTogether is the README's section on regions: each loads a
+// half of a file; either loses its leader meanwhile, one is gone for a while.
+func TestRegionsLoadAGraphTogether(t *testing.T) {
+	const nodes, edges = 1000, 6000
+	r := startRegions(t)
+	file := graphFile(t, nodes, edges)
+	imports := []*process{r.importPart("eu", file, "1/2"), r.importPart("us", file, "2/2")}
+	at := r.nodes["eu"][0]
+	loaded := func(edges uint64) {
+		t.Helper()
+		until(t, "the import goes on", func() bool {
+			var st statsView
+			return get(t.Context(), at.url+"/graph/stats", &st) == nil && st.Edges >= edges
+		})
+	}
+	loaded(edges / 12)
+	victim := leader(t, r.nodes["us"])
+	victim.kill9()
+	loaded(edges / 6)
+	victim.start()
+	loaded(edges / 4)
+	r.kill9("us")
+	var st statsView
+	require.NoError(t, get(t.Context(), at.url+"/graph/stats", &st))
+	require.Less(t, st.Edges, uint64(edges), "it was gone in the middle")
+	loaded(st.Edges + edges/12)
+	at = follower(t, r.nodes["eu"])
+	victim = leader(t, r.nodes["eu"])
+	victim.kill9()
+	r.start("us")
+	loaded(edges / 2)
+	victim.start()
+	for i, p := range imports {
+		code := p.exitCode()
+		said, err := os.ReadFile(p.log.Name())
+		require.NoError(t, err)
+		require.Zero(t, code, "%s", said)
+		require.Contains(t, string(said), fmt.Sprintf("imported %d nodes and %d edges", nodes/2, edges/2))
+		t.Logf("part %d: %s", i+1, said)
+	}
+	r.same()
+	require.NoError(t, get(t.Context(), at.url+"/graph/stats", &st))
+	require.Equal(t, [2]uint64{nodes, edges}, [2]uint64{st.Nodes, st.Edges})
+}
+
+// conflicting writes a property in both regions while they do not hear of each
+// other, in eu later.
+func (r *regionProcesses) conflicting() {
+	r.t.Helper()
+	r.write("eu", `{"type":"node","id":"x","properties":{"k":0}}`+"\n"+`{"type":"node","id":"y","properties":{"k":0}}`)
+	r.same()
+	r.cut()
+	set := func(name, value string) {
+		for _, id := range []string{"x", "y"} {
+			body := fmt.Sprintf(`{"key":"k","value":%q}`, value)
+			require.Equal(r.t, http.StatusOK, ask(r.t, follower(r.t, r.nodes[name]), http.MethodPatch, "/graph/nodes/"+id, body, nil))
+		}
+	}
+	set("us", "b")
+	now := time.Now().UnixMilli()
+	until(r.t, "it is later", func() bool { return time.Now().UnixMilli() > now+1 })
+	set("eu", "a")
+	for name, value := range map[string]string{"eu": "a", "us": "b"} {
+		require.Equal(r.t, value, property(r.t, leader(r.t, r.nodes[name]), "x", "k"))
+	}
+	r.heal()
+}
+
+func TestRegionsStrategies(t *testing.T) {
+	for strategy, want := range map[string]string{"last_write_wins": "a", "first_write_wins": "b"} {
+		t.Run(strategy, func(t *testing.T) {
+			r := startRegions(t, clusterPrefix+"CONFLICT_STRATEGY="+strategy)
+			r.conflicting()
+			r.same()
+			for _, p := range r.all() {
+				require.Equal(t, want, property(t, p, "x", "k"))
+			}
+			out, errs, status := runCommand(t, "conflicts", "--addr", r.nodes["us"][0].url)
+			require.Zero(t, status, errs)
+			require.Equal(t, 1, strings.Count(out, "\n"), "nothing waits: %s", out)
+		})
+	}
+}
+
+// TestRegionsConflictsAreSettledByHand: by command and over HTTP, and what an
+// operator sees meanwhile.
+func TestRegionsConflictsAreSettledByHand(t *testing.T) {
+	r := startRegions(t, clusterPrefix+"CONFLICT_STRATEGY=manual")
+	r.conflicting()
+	var list []replication.Conflict
+	conflicts := func(p *process) int {
+		var page struct{ Conflicts []replication.Conflict }
+		out, errs, status := runCommand(t, "conflicts", "--json", "--addr", p.url)
+		require.Zero(t, status, errs)
+		require.NoError(t, json.Unmarshal([]byte(out), &page))
+		list = page.Conflicts
+		return len(list)
+	}
+	for _, p := range r.all() {
+		until(t, "everybody lists them", func() bool { return conflicts(p) == 2 })
+		require.Equal(t, "a", property(t, p, "x", "k"), "the latest is shown")
+		require.Contains(t, health(p).Reasons, "2 nodes and edges have conflicts that wait to be resolved")
+	}
+	r.same()
+	eu, us := follower(t, r.nodes["eu"]), follower(t, r.nodes["us"])
+	versions := []string{versionText(list[0].Versions[0].VersionID), versionText(list[0].Versions[1].VersionID)}
+	table, errs, status := runCommand(t, "conflicts", "--addr", us.url, "--node", "x")
+	require.Zero(t, status, errs)
+	for _, part := range append(versions, list[0].Key, `property "k" of "x"`, `"a"`, `"b"`, "shown") {
+		require.Contains(t, table, part)
+	}
+	require.NotContains(t, table, list[1].Key)
+	r.scrapeBoth()
+
+	resolve := []string{"conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[1]}
+	_, errs, status = runCommand(t, append(resolve, "--expect", versions[0])...)
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "versions_changed")
+	out, errs, status := runCommand(t, append(resolve, "--expect", strings.Join(versions, ","))...)
+	require.Zero(t, status, errs)
+	require.Equal(t, "settled\n", out)
+	body, err := json.Marshal(&replication.Resolution{Expect: []replication.VersionID{list[1].Versions[0].VersionID, list[1].Versions[1].VersionID}, Value: []byte(`"c"`)})
+	require.NoError(t, err)
+	path := "/admin/conflicts/" + url.PathEscape(list[1].Key) + "/resolve"
+	require.Equal(t, http.StatusOK, ask(t, us, http.MethodPost, path, string(body), nil))
+	for _, p := range r.all() {
+		until(t, "settled everywhere", func() bool { return conflicts(p) == 0 })
+	}
+	r.same()
+	for _, p := range r.all() {
+		require.Equal(t, []any{"b", "c"}, []any{property(t, p, "x", "k"), property(t, p, "y", "k")})
+	}
+	require.Equal(t, http.StatusNotFound, ask(t, us, http.MethodPost, path, string(body), nil))
+	_, errs, status = runCommand(t, "conflicts", "--addr", us.url, "--field", "nonsense")
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "nonsense")
+	_, errs, status = runCommand(t, "region", "promote", "--addr", us.url)
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "active-active")
+	_, errs, status = runCommand(t, "region", "remove", "eu", "--addr", us.url)
+	require.Equal(t, 1, status)
+	require.Contains(t, errs, "unsupported")
+	out, errs, status = runCommand(t, "status", "--addr", us.url)
+	require.Zero(t, status, errs)
+	require.Contains(t, out, "region us; all regions accept writes")
+	require.Regexp(t, `eu +127.0.0.1:[0-9]+ +connected +true +0 +0.0`, out)
+}
+
+// TestRegionsPromotion: the write region is lost while it takes writes, another
+// is promoted, the lost one comes back with what only it had, and is promoted
+// again.
+func TestRegionsPromotion(t *testing.T) {
+	r := startRegions(t, clusterPrefix+"WRITE_REGION=eu")
+	stop := r.believers()
+	loads := []*pairLoad{startLoad(t, "us", 3, urls(r.nodes["us"])...), startLoad(t, "eu", 3, urls(r.nodes["eu"])...)}
+	for _, l := range loads {
+		l.more(50)
+	}
+	promote := func(name string, epoch uint64) {
+		t.Helper()
+		out, errs, status := runCommand(t, "region", "promote", "--addr", follower(t, r.nodes[name]).url)
+		require.Zero(t, status, errs)
+		require.Contains(t, out, "this region accepts the writes")
+		v := clusterSays(t, follower(t, r.nodes[name]).url)
+		require.Equal(t, []any{name, name, epoch}, []any{v.Region, v.WriteRegion, v.RegionEpoch})
+	}
+	// What eu takes now stays there until it is back.
+	r.cut()
+	loads[1].more(30)
+	r.kill9("eu")
+	require.Equal(t, "eu", health(r.nodes["us"][0]).WriteRegion, "nobody takes over by itself")
+	promote("us", 2)
+	r.heal()
+	loads[0].more(50)
+	r.start("eu")
+	loads[1].more(50)
+	until(t, "eu has heard of it", func() bool { return health(leader(t, r.nodes["eu"])).WriteRegion == "us" })
+	promote("eu", 3)
+	for _, l := range loads {
+		l.more(50)
+	}
+	r.checkWrites(loads...)
+	until(t, "us has heard of it", func() bool { return health(leader(t, r.nodes["us"])).WriteRegion == "eu" })
+	require.Equal(t, map[uint64][]string{1: {"eu"}, 2: {"us"}, 3: {"eu"}}, stop())
+}
+
+// TestRegionsSurviveKillsPausesAndCuts plays faults with writes in both regions.
+func TestRegionsSurviveKillsPausesAndCuts(t *testing.T) {
+	r := startRegions(t, clusterPrefix+"LOG_STORE="+walName)
+	loads := []*pairLoad{startLoad(t, "eu", 3, urls(r.nodes["eu"])...), startLoad(t, "us", 3, urls(r.nodes["us"])...)}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range *regionRounds {
+		name := r.names[rng.IntN(2)]
+		for _, l := range loads {
+			l.more(20 + rng.Int64N(50))
+		}
+		steady := loads[0] // writes that go on meanwhile
+		if name == "eu" {
+			steady = loads[1]
+		}
+		end := r.fault(name, rng)
+		steady.more(50)
+		end()
+		for _, l := range loads {
+			l.more(30)
+		}
+	}
+	r.checkWrites(loads...)
+}
+
+// fault does something to a region; end ends it.
+func (r *regionProcesses) fault(name string, rng *rand.Rand) (end func()) {
+	p := leader(r.t, r.nodes[name])
+	if rng.IntN(3) == 0 {
+		p = follower(r.t, r.nodes[name])
+	}
+	switch what := rng.IntN(5); what {
+	case 0:
+		r.t.Logf("%s: kill -9 of all", name)
+		r.kill9(name)
+		return func() { r.start(name) }
+	case 1, 2:
+		r.t.Logf("%s: cut off from the other, in one direction: %t", name, what == 2)
+		for way, list := range r.wires {
+			for _, w := range list {
+				if what == 1 || way[0] == name {
+					w.cut()
+				}
+			}
+		}
+		return r.heal
+	case 3:
+		r.t.Logf("%s: stopped", p.url)
+		p.signal(syscall.SIGSTOP)
+		return func() { p.signal(syscall.SIGCONT) }
+	default:
+		r.t.Logf("%s: kill -9", p.url)
+		p.kill9()
+		return p.start
+	}
+}
