@@ -43,6 +43,8 @@ const (
 	MsgFetchResponse         MessageType = 28
 	MsgTransfer              MessageType = 29
 	MsgTransferResponse      MessageType = 30
+	MsgRegionState           MessageType = 31
+	MsgRegionStateResponse   MessageType = 32
 )
 
 // Response is the code of the answer to a request of this type.

@@ -35,19 +35,19 @@ func (n *Node) serve(tr *transport.Transport) {
 	tr.HandleRegion(replication.MsgWALBatch, n.handleBatch)
 	tr.HandleRegion(replication.MsgState, n.handleState)
 	tr.HandleRegion(replication.MsgApply, n.handleApply)
-	tr.HandleRegion(msgTransfer, n.handleTransfer)
+	tr.HandleRegion(replication.MsgRegionState, n.handleTransfer)
 	tr.Handle(replication.MsgWALBatch, n.handleOwnBatch)
-	tr.Handle(msgTransfer, n.handleOwnTransfer)
+	tr.Handle(replication.MsgRegionState, n.handleOwnTransfer)
 	tr.SetRegions(n.settings.hash(), n.checkRegion)
 }
 
 func (n *Node) unserve(tr *transport.Transport) {
 	tr.SetRegions("", nil)
-	for _, code := range []replication.MessageType{replication.MsgWALBatch, replication.MsgState, replication.MsgApply, msgTransfer} {
+	for _, code := range []replication.MessageType{replication.MsgWALBatch, replication.MsgState, replication.MsgApply, replication.MsgRegionState} {
 		tr.HandleRegion(code, nil)
 	}
 	tr.Handle(replication.MsgWALBatch, nil)
-	tr.Handle(msgTransfer, nil)
+	tr.Handle(replication.MsgRegionState, nil)
 }
 
 func (n *Node) checkRegion(region string) error {

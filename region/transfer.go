@@ -102,10 +102,8 @@ func (t *txn) dropStaged() error {
 	return err
 }
 
-// msgTransfer brings a part of a region's state to another one; the answer is
-// empty. The last one asks for the merge.
-const msgTransfer replication.MessageType = 29
-
+// transferRequest is the payload of code 31: a part of a region's state for
+// another one; the answer is empty. The last one asks for the merge.
 type transferRequest struct {
 	Part  part
 	Merge bool `json:",omitempty"`
@@ -133,7 +131,7 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
 	defer cancel()
-	return n.call(ctx, region, msgTransfer, req, nil)
+	return n.call(ctx, region, replication.MsgRegionState, req, nil)
 }
 
 // collect reads this region's state in parts; there is at least one.
@@ -155,15 +153,15 @@ func (n *Node) collect() ([]part, error) {
 	return parts, err
 }
 
-// handleTransfer serves code 29 of another region.
+// handleTransfer serves code 31 of another region.
 func (n *Node) handleTransfer(ctx context.Context, req *replication.Request) (any, error) {
 	if n.inner.IsLeader() {
 		return n.takePart(ctx, req)
 	}
-	return struct{}{}, n.atLeader(ctx, msgTransfer, req.Payload, nil)
+	return struct{}{}, n.atLeader(ctx, replication.MsgRegionState, req.Payload, nil)
 }
 
-// handleOwnTransfer serves code 29 of a node of this region.
+// handleOwnTransfer serves code 31 of a node of this region.
 func (n *Node) handleOwnTransfer(ctx context.Context, req *replication.Request) (any, error) {
 	if !req.Peer.Hello {
 		return nil, fmt.Errorf("%w: states come from nodes of this project", replication.ErrUnsupported)

@@ -35,7 +35,7 @@ func (c *conn) receive(env *envelope) error {
 // kind, which is answered; one with a failure is a response whatever its code,
 // so two nodes never answer each other's refusals.
 func (c *conn) isResponse(env *envelope) bool {
-	if env.Failure != nil || env.Type%2 == 0 && env.Type <= int(replication.MsgTransferResponse) {
+	if env.Failure != nil || env.Type%2 == 0 && env.Type <= int(replication.MsgRegionStateResponse) {
 		return true
 	}
 	if env.Type%2 != 0 {
