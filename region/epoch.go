@@ -58,7 +58,9 @@ func (n *Node) followEpoch(ctx context.Context, e replication.Epoch) error {
 }
 
 // applyAt sends a write to the region that accepts writes. One that certainly
-// was not sent, or can be repeated, is tried again until ctx ends.
+// was not sent, or can be repeated, is tried again until ctx ends. One that may
+// have reached a region is repeated only there: another region would take it for
+// a new write until the first one's stream tells it otherwise.
 func (n *Node) applyAt(ctx context.Context, region string, cmds []*replication.Command) (uint64, error) {
 	repeatable := cmds[0].RequestID != ""
 	uncertain := false
@@ -81,10 +83,15 @@ func (n *Node) applyAt(ctx context.Context, region string, cmds []*replication.C
 			}
 			return 0, err
 		}
-		region = n.writeRegion()
-		if region == n.settings.Self {
+		next := n.writeRegion()
+		switch {
+		case next == region:
+		case uncertain:
+			return 0, fmt.Errorf("%w: sent to region %s, the write region is %s now: %w", replication.ErrUnknownOutcome, region, next, err)
+		case next == n.settings.Self:
 			return n.inner.ApplyBatch(ctx, cmds)
 		}
+		region = next
 	}
 }
 

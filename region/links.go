@@ -18,14 +18,23 @@ type links struct {
 	// mu guards the fields below.
 	mu     sync.Mutex
 	list   map[string]*link
+	open   map[*lineConn]struct{}
 	closed bool
+}
+
+// lineConn is a connection that calls share. One that is given up is closed when
+// the last of them has ended: an answer to one says nothing about the others.
+type lineConn struct {
+	*transport.PeerConn
+	calls   int  // that use it; guarded by links.mu
+	givenUp bool // no new ones; guarded by links.mu
 }
 
 type link struct {
 	region string
 	addrs  []string
 	next   int // index into addrs
-	conn   *transport.PeerConn
+	conn   *lineConn
 	heard  regionState
 	at     time.Time     // when heard came; zero: never
 	offset time.Duration // the other's clock less this one's, about
@@ -33,7 +42,7 @@ type link struct {
 }
 
 func newLinks(cfg *replication.Config) *links {
-	l := &links{list: make(map[string]*link)}
+	l := &links{list: make(map[string]*link), open: make(map[*lineConn]struct{})}
 	for _, r := range cfg.Region.RemoteRegions {
 		if l.list[r.Region] == nil {
 			l.list[r.Region] = &link{region: r.Region}
@@ -50,16 +59,21 @@ func (n *Node) call(ctx context.Context, region string, code replication.Message
 	if err != nil {
 		return replication.MarkNotSent(err)
 	}
+	defer n.links.release(conn)
+	start := time.Now()
 	err = conn.Call(ctx, code, req, resp)
 	if _, verdict := replication.Verdict(err); err != nil && !verdict {
 		n.links.fault(region, conn, err)
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(start) >= dialTimeout { // nobody is there; the other calls need not find out each by itself
+			_ = conn.Close()
+		}
 	}
 	return err
 }
 
-// connect returns the connection to a region, dialling the next address where
-// there is none.
-func (n *Node) connect(ctx context.Context, region string) (*transport.PeerConn, error) {
+// connect returns the connection to a region for one call, dialling the next
+// address where there is none.
+func (n *Node) connect(ctx context.Context, region string) (*lineConn, error) {
 	tr := n.transport()
 	if tr == nil {
 		return nil, replication.ErrNotReady
@@ -90,26 +104,36 @@ func (n *Node) connect(ctx context.Context, region string) (*transport.PeerConn,
 // dialTimeout bounds how long one address is tried.
 const dialTimeout = 5 * time.Second
 
-func (l *links) pick(region string) (string, *transport.PeerConn) {
+// pick returns the connection to a region, for one call; without one, the
+// address to dial.
+func (l *links) pick(region string) (string, *lineConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := l.list[region]
 	if k == nil || l.closed {
 		return "", nil
 	}
+	if k.conn != nil {
+		k.conn.calls++
+	}
 	return k.addrs[k.next%len(k.addrs)], k.conn
 }
 
-// keep makes c the connection to a region, unless there is one already.
-func (l *links) keep(region string, c *transport.PeerConn) (*transport.PeerConn, error) {
+// keep makes c the connection to a region, unless there is one already, and
+// returns the one there is for one call.
+func (l *links) keep(region string, c *transport.PeerConn) (*lineConn, error) {
 	l.mu.Lock()
 	k := l.list[region]
 	if !l.closed && k.conn == nil {
-		k.conn = c
+		k.conn = &lineConn{PeerConn: c}
+		l.open[k.conn] = struct{}{}
 	}
 	kept, closed := k.conn, l.closed
+	if !closed {
+		kept.calls++
+	}
 	l.mu.Unlock()
-	if kept != c {
+	if kept == nil || kept.PeerConn != c {
 		_ = c.Close()
 	}
 	if closed {
@@ -118,35 +142,46 @@ func (l *links) keep(region string, c *transport.PeerConn) (*transport.PeerConn,
 	return kept, nil
 }
 
-// fault gives a connection up, so that the next address is tried. An answer of
-// the peer's is a fault too: another node may know its leader.
-func (l *links) fault(region string, conn *transport.PeerConn, err error) {
+// release ends a call.
+func (l *links) release(c *lineConn) {
 	l.mu.Lock()
-	k := l.list[region]
-	k.err = err
-	current := k.conn == conn
-	if current {
-		k.next++
-		k.conn = nil
+	c.calls--
+	over := c.givenUp && c.calls == 0
+	if over {
+		delete(l.open, c)
 	}
 	l.mu.Unlock()
-	if current && conn != nil {
-		_ = conn.Close() // may take time, so not under the lock
+	if over {
+		_ = c.Close() // may take time, so not under the lock
+	}
+}
+
+// fault gives a connection up, so that the next address is tried. An answer of
+// the peer's is a fault too: another node may know its leader.
+func (l *links) fault(region string, conn *lineConn, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.list[region]
+	k.err = err
+	if k.conn != conn {
+		return // another call was faster
+	}
+	k.next++
+	if conn != nil {
+		k.conn, conn.givenUp = nil, true
 	}
 }
 
 func (l *links) close() {
 	l.mu.Lock()
 	l.closed = true
-	var open []*transport.PeerConn
+	open := l.open
+	l.open = nil
 	for _, k := range l.list {
-		if k.conn != nil {
-			open = append(open, k.conn)
-			k.conn = nil
-		}
+		k.conn = nil
 	}
 	l.mu.Unlock()
-	for _, c := range open {
+	for c := range open {
 		_ = c.Close()
 	}
 }
