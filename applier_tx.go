@@ -87,6 +87,17 @@ func (r *txRun) group(tx Tx, key groupKey, before uint64) (Result, error) {
 	if res, done := r.a.precheck(r.outcomes, g, key.group, before, e.Position); done {
 		return res, nil
 	}
+	elsewhere, err := answeredElsewhere(tx, g)
+	if err != nil {
+		return Result{}, err
+	}
+	if elsewhere != nil {
+		res := Result{Position: e.Position, Err: elsewhere.Answer(g.hash())}
+		if errors.Is(res.Err, ErrRequestIDReused) {
+			return res, nil
+		}
+		return res, r.outcomes.add(g, res)
+	}
 	res := Result{Position: e.Position, Err: r.rejected[key]}
 	if res.Err == nil {
 		for i, cmd := range g.Commands {
@@ -106,6 +117,15 @@ func (r *txRun) group(tx Tx, key groupKey, before uint64) (Result, error) {
 		}
 	}
 	return res, r.outcomes.add(g, res)
+}
+
+// answeredElsewhere is what became of a group's request elsewhere; nil: nothing.
+func answeredElsewhere(tx Tx, g *Group) (*RequestOutcome, error) {
+	t, ok := tx.(RequestTx)
+	if !ok || g.RequestID == "" {
+		return nil, nil
+	}
+	return t.Request(g.RequestID)
 }
 
 // compound: the command may have changed something before its verdict.

@@ -26,6 +26,60 @@ func (o *outcome) result(hash [16]byte, position uint64) Result {
 	return Result{Position: o.position, Err: ErrorFromCode(o.code, "")}
 }
 
+// RequestOutcome is what became of a request, for another log to remember.
+type RequestOutcome struct {
+	ID   string
+	Hash [16]byte // CommandHash of what the client sent
+	Code string   // ErrorCode of the verdict; empty: done
+}
+
+// Check refuses what no outcome is: ErrInvalidCommand. The outcome may come from
+// outside.
+func (o *RequestOutcome) Check() error {
+	if o.ID == "" || len(o.ID) > MaxRequestIDBytes || len(o.Code) > maxOutcomeCodeBytes {
+		return fmt.Errorf("%w: outcome of request %.80q", ErrInvalidCommand, o.ID)
+	}
+	if _, verdict := Verdict(ErrorFromCode(o.Code, "")); o.Code != "" && !verdict {
+		return fmt.Errorf("%w: outcome %.80q", ErrInvalidCommand, o.Code)
+	}
+	return nil
+}
+
+// maxOutcomeCodeBytes bounds the code of a verdict that comes from outside.
+const maxOutcomeCodeBytes = 1 << 10
+
+// Answer is what a request with this ID and hash is answered: nil, the verdict,
+// or ErrRequestIDReused.
+func (o *RequestOutcome) Answer(hash [16]byte) error {
+	if o.Hash != hash {
+		return ErrRequestIDReused
+	}
+	return ErrorFromCode(o.Code, "")
+}
+
+// RequestTx is a Tx that knows of requests that were answered elsewhere: in
+// another region, whose writes come here on their own way.
+type RequestTx interface {
+	// Request returns what became of a request; nil: it is not known.
+	Request(id string) (*RequestOutcome, error)
+}
+
+// ReadOutcomes calls fn for the outcomes that a storage remembers, oldest
+// first: those of verdicts and of what is done.
+func ReadOutcomes(m Meta, fn func(RequestOutcome) error) error {
+	return m.ScanMeta(metaOutcome, func(_, row []byte) error {
+		o, err := decodeOutcome(row)
+		if err != nil {
+			return err
+		}
+		out := RequestOutcome{ID: o.id, Hash: o.hash, Code: o.code}
+		if out.Check() != nil { // of a restart without rows: unknown
+			return nil
+		}
+		return fn(out)
+	})
+}
+
 var errDamagedOutcome = errors.New("request outcome row is damaged")
 
 func (o *outcome) encode() []byte {
