@@ -42,6 +42,8 @@ const (
 type logCommand struct {
 	kind     kind
 	wallMS   uint64                 // write, remote, mark, resolve, merge
+	request  string                 // write: its ID, where the client gave one
+	hash     [16]byte               // write: of what the client sent, with an ID
 	commands []*replication.Command // write
 	entries  []*conflict.Entry      // remote
 	body     []byte                 // JSON of the other kinds
@@ -54,6 +56,10 @@ func (c *logCommand) encode() *replication.Command {
 	b = binary.AppendUvarint(b, c.wallMS)
 	switch c.kind {
 	case kindWrite:
+		b = appendBytes(b, []byte(c.request))
+		if c.request != "" {
+			b = append(b, c.hash[:]...)
+		}
 		for _, cmd := range c.commands {
 			b = append(b, byte(cmd.Type))
 			b = appendBytes(b, cmd.Data)
@@ -106,6 +112,13 @@ func decodeCommand(data []byte) (*logCommand, error) {
 }
 
 func (c *logCommand) decodeWrite(b []byte) error {
+	id, b, ok := takeBytes(b)
+	if c.request = string(id); !ok || len(id) > 0 && len(b) < len(c.hash) {
+		return errBadCommand
+	}
+	if len(id) > 0 {
+		b = b[copy(c.hash[:], b):]
+	}
 	for len(b) > 0 {
 		data, rest, ok := takeBytes(b[1:])
 		if !ok {

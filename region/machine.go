@@ -281,6 +281,9 @@ func (t *txn) write(c *logCommand) error {
 	if errors.Is(err, replication.ErrOpaqueWrite) { // refused before it was proposed
 		return fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
+	if e != nil {
+		e.RequestID, e.RequestHash = c.request, c.hash
+	}
 	return t.emit(e, err)
 }
 
@@ -288,7 +291,11 @@ func (t *txn) write(c *logCommand) error {
 func (t *txn) remote(c *logCommand) error {
 	defer measureMerge(time.Now())
 	for _, e := range c.entries {
-		if _, err := t.core.Remote(c.wallMS, e); err != nil {
+		fresh, err := t.core.Remote(c.wallMS, e)
+		if err == nil && fresh && e.RequestID != "" {
+			err = t.remember(&replication.RequestOutcome{ID: e.RequestID, Hash: e.RequestHash})
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -17,12 +17,17 @@ import (
 //	h          header, JSON
 //	o<pos>     an entry of the outbox
 //	t<row>     a staged row of another region's state
+//	q<number>  what became of a request in another region
+//	r<id>      its number
 const (
 	rowPrefix   = "replication/region/"
 	rowSettings = rowPrefix + "s"
 	rowHeader   = rowPrefix + "h"
 	rowOutbox   = rowPrefix + "o"
 	rowStaged   = rowPrefix + "t"
+
+	rowRequestAt = rowPrefix + "q"
+	rowRequest   = rowPrefix + "r"
 )
 
 // header is the replicated state of this package as a whole.
@@ -34,6 +39,8 @@ type header struct {
 	Cursors cursors
 	// Epoch says which region accepts writes; zero: all do.
 	Epoch replication.Epoch
+	// Requests counts the requests of other regions that are remembered.
+	Requests requests
 	// Staged is the transfer whose rows are staged; empty: none.
 	Staged staged
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -268,6 +269,9 @@ func TestBeyondTheOutbox(t *testing.T) {
 			f.apply("eu", put(t, fmt.Sprint("eu", i), map[string]any{"i": i}))
 			f.apply("us", put(t, fmt.Sprint("us", i), map[string]any{"i": i}))
 			f.apply(two[i%2], set(t, "x", "k", i))
+		}
+		for i := range 4 { // a row that goes in several parts
+			f.apply("eu", set(t, "x", fmt.Sprint("long", i), strings.Repeat("x", 100<<10)))
 		}
 		f.Net.Heal()
 		f.converged(5 * time.Minute)

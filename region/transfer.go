@@ -40,7 +40,30 @@ type part struct {
 	Rows   []row
 }
 
-type row struct{ K, V []byte }
+// row is a row of the sender's, or with More what follows of the one before.
+type row struct {
+	K, V []byte
+	More bool `json:",omitempty"`
+}
+
+// maxRowKeyBytes is more than the key of any row has: three IDs and the prefix.
+const maxRowKeyBytes = 4 * conflict.MaxIDBytes
+
+// check refuses rows that no region sends and the Storage might not take. What
+// rows of package conflict say is checked when all are there.
+func (r *row) check() error {
+	if len(r.K) > maxRowKeyBytes || len(r.V) == 0 {
+		return fmt.Errorf("%w: row with a key of %d and a value of %d bytes", errBadCommand, len(r.K), len(r.V))
+	}
+	if bytes.HasPrefix(r.K, []byte(rowRequestAt)) && !r.More {
+		_, err := decodeRequest(r.V)
+		return err
+	}
+	if !bytes.HasPrefix(r.K, []byte(conflict.RowPrefix)) {
+		return fmt.Errorf("%w: row %.80q", errBadCommand, r.K)
+	}
+	return nil
+}
 
 // stage keeps the rows of a part. A part that came before is passed over.
 func (t *txn) stage(body []byte) error {
@@ -60,13 +83,30 @@ func (t *txn) stage(body []byte) error {
 	if p.Number < t.head.Staged.Next {
 		return nil
 	}
-	for _, r := range p.Rows {
-		if err := t.SetMeta(append([]byte(rowStaged), r.K...), r.V); err != nil {
+	for i := range p.Rows {
+		if err := p.Rows[i].check(); err != nil {
+			return err
+		}
+	}
+	for i := range p.Rows {
+		if err := t.stageRow(&p.Rows[i]); err != nil {
 			return err
 		}
 	}
 	t.head.Staged.Next++
 	return nil
+}
+
+func (t *txn) stageRow(r *row) error {
+	key, value := append([]byte(rowStaged), r.K...), r.V
+	if r.More {
+		begin, err := t.GetMeta(key)
+		if err != nil {
+			return err
+		}
+		value = append(begin, value...)
+	}
+	return t.SetMeta(key, value)
 }
 
 // merge merges the staged state. The rows are checked before anything changes.
@@ -79,6 +119,9 @@ func (t *txn) merge(c *logCommand) error {
 		return &answer{"region_transfer", fmt.Errorf("%w: transfer %s of %d parts, here is %+v", replication.ErrNotReady, p.ID, p.Number, t.head.Staged)}
 	}
 	err := t.core.MergeState(c.wallMS, stagedRows{t.Tx})
+	if err == nil {
+		err = t.mergeRequests(stagedRows{t.Tx})
+	}
 	if asAnswer(err) != err || err == nil {
 		if dropped := t.dropStaged(); dropped != nil {
 			return dropped
@@ -109,7 +152,7 @@ type transferRequest struct {
 	Merge bool `json:",omitempty"`
 }
 
-// partBytes bounds a part; a larger row goes alone.
+// partBytes bounds a part, about; a larger row goes in several.
 const partBytes = 256 << 10
 
 // transfer brings this region's state to another one whose cursor is beyond the
@@ -138,17 +181,28 @@ func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest
 func (n *Node) collect() ([]part, error) {
 	parts := []part{{ID: replication.NewHistory()}}
 	size := 0
+	add := func(r row) {
+		if size > 0 && size+len(r.K)+len(r.V) > partBytes {
+			parts = append(parts, part{ID: parts[0].ID, Number: uint64(len(parts))})
+			size = 0
+		}
+		p := &parts[len(parts)-1]
+		p.Rows = append(p.Rows, r)
+		size += len(r.K) + len(r.V)
+	}
+	give := func(k, v []byte) error {
+		for more := false; !more || len(v) > 0; more = true {
+			n := min(len(v), partBytes)
+			add(row{K: bytes.Clone(k), V: bytes.Clone(v[:n]), More: more})
+			v = v[n:]
+		}
+		return nil
+	}
 	err := n.machine.View(func(m replication.Meta) error {
-		return conflict.ExportState(m, func(k, v []byte) error {
-			if size > 0 && size+len(k)+len(v) > partBytes {
-				parts = append(parts, part{ID: parts[0].ID, Number: uint64(len(parts))})
-				size = 0
-			}
-			p := &parts[len(parts)-1]
-			p.Rows = append(p.Rows, row{bytes.Clone(k), bytes.Clone(v)})
-			size += len(k) + len(v)
-			return nil
-		})
+		if err := conflict.ExportState(m, give); err != nil {
+			return err
+		}
+		return exportRequests(m, give)
 	})
 	return parts, err
 }

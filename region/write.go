@@ -60,6 +60,9 @@ func (n *Node) wrap(g replication.Group) (replication.Group, error) {
 		return g, fmt.Errorf("%w: the region's settings are not founded yet", replication.ErrNotReady)
 	}
 	c := &logCommand{kind: kindWrite, wallMS: n.wallMS(), commands: g.Commands}
+	if g.RequestID != "" {
+		c.request, c.hash = g.RequestID, g.Hash
+	}
 	if len(g.Commands) == 1 {
 		switch g.Commands[0].Type {
 		case cmdResolve:

@@ -3,6 +3,7 @@ package conflict
 import (
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nornicdb/replication"
 )
@@ -15,8 +16,11 @@ const CmdEffects replication.CommandType = 33
 // MaxEntryOps bounds the effects of one entry.
 const MaxEntryOps = 1 << 21
 
-// entryVersion is the version of the encoding of entries.
-const entryVersion = 1
+// Versions of the encoding of entries: without and with a client's request.
+const (
+	entryVersion     = 1
+	entryWithRequest = 2
+)
 
 // Entry is one entry of a region's outgoing stream: a committed write, or a
 // mark, which has no effects and only tells what the region has applied.
@@ -27,7 +31,11 @@ type Entry struct {
 	// Context is what the origin had applied before the write;
 	// Context[Dot.Region] = Dot.Pos-1.
 	Context Vector
-	ops     []op
+	// RequestID and RequestHash name the client's request, where it had an ID.
+	// This package carries them.
+	RequestID   string
+	RequestHash [16]byte
+	ops         []op
 }
 
 // Mark says whether the entry has no effects.
@@ -39,7 +47,10 @@ func (e *Entry) Ops() int { return len(e.ops) }
 // Encode encodes the whole entry: an outbox row, or a command of the region's log.
 func (e *Entry) Encode() []byte {
 	var w writer
-	w.byte(entryVersion)
+	e.writeVersion(&w)
+	if e.RequestID != "" {
+		w.string(e.RequestID)
+	}
 	w.dot(e.Dot)
 	w.uint(e.Time)
 	w.vector(&e.Context)
@@ -47,14 +58,46 @@ func (e *Entry) Encode() []byte {
 	return w
 }
 
+// writeVersion begins an encoding: the version and the hash of the request.
+func (e *Entry) writeVersion(w *writer) {
+	if e.RequestID == "" {
+		w.byte(entryVersion)
+		return
+	}
+	w.byte(entryWithRequest)
+	*w = append(*w, e.RequestHash[:]...)
+}
+
+// readVersion is the inverse of writeVersion; it says whether there is a request.
+func (e *Entry) readVersion(r *reader) (request bool, err error) {
+	switch r.byte() {
+	case entryVersion:
+		return false, nil
+	case entryWithRequest:
+		if len(r.b) < len(e.RequestHash) {
+			return false, fmt.Errorf("%w: %v", ErrInvalidEntry, errShort)
+		}
+		r.b = r.b[copy(e.RequestHash[:], r.b):]
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: unknown version", ErrInvalidEntry)
+}
+
 // DecodeEntry is the inverse of Encode. Data may be hostile: the error wraps
 // ErrInvalidEntry.
 func DecodeEntry(data []byte) (*Entry, error) {
 	r := &reader{b: data}
-	if r.byte() != entryVersion {
-		return nil, fmt.Errorf("%w: unknown version", ErrInvalidEntry)
+	e := new(Entry)
+	request, err := e.readVersion(r)
+	if err != nil {
+		return nil, err
 	}
-	e := &Entry{Dot: r.dot(), Time: r.uint(), Context: r.vector()}
+	if request {
+		if e.RequestID = r.string(); e.RequestID == "" {
+			r.fail()
+		}
+	}
+	e.Dot, e.Time, e.Context = r.dot(), r.uint(), r.vector()
 	if err := e.readOps(r); err != nil {
 		return nil, err
 	}
@@ -98,6 +141,8 @@ func (e *Entry) check() error {
 		return fmt.Errorf("%w: context %v at position %d", ErrInvalidEntry, e.Context, e.Dot.Pos)
 	case e.Time == 0 || e.Time >= maxTime:
 		return fmt.Errorf("%w: time %d", ErrInvalidEntry, e.Time)
+	case len(e.RequestID) > replication.MaxRequestIDBytes || !utf8.ValidString(e.RequestID):
+		return fmt.Errorf("%w: request ID of %d bytes", ErrInvalidEntry, len(e.RequestID))
 	}
 	return nil
 }
@@ -165,9 +210,9 @@ func (s *Settings) ToWAL(e *Entry) *replication.WALEntry {
 		}
 	}
 	var data writer
-	data.byte(entryVersion)
+	e.writeVersion(&data)
 	e.writeOps(&data)
-	w.Command = &replication.Command{Type: CmdEffects, Data: data, Timestamp: at}
+	w.Command = &replication.Command{Type: CmdEffects, Data: data, Timestamp: at, RequestID: e.RequestID}
 	return w
 }
 
@@ -190,8 +235,12 @@ func (s *Settings) FromWAL(w *replication.WALEntry) (*Entry, error) {
 		e.Context[i] = u
 	}
 	r := &reader{b: w.Command.Data}
-	if r.byte() != entryVersion {
-		return nil, fmt.Errorf("%w: unknown version", ErrInvalidEntry)
+	request, err := e.readVersion(r)
+	if err != nil {
+		return nil, err
+	}
+	if e.RequestID = w.Command.RequestID; request != (e.RequestID != "") {
+		return nil, fmt.Errorf("%w: half a request", ErrInvalidEntry)
 	}
 	if err := e.readOps(r); err != nil {
 		return nil, err

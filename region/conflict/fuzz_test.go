@@ -32,6 +32,8 @@ func FuzzDecodeEntry(f *testing.F) {
 	entries, _ := someEntries(f)
 	for _, e := range entries {
 		f.Add(e.Encode())
+		e.RequestID, e.RequestHash = "r", [16]byte{1}
+		f.Add(e.Encode())
 	}
 	settings := Settings{Regions: simRegionNames[:5], Strategy: Manual}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -58,11 +60,14 @@ func FuzzFromWAL(f *testing.F) {
 	entries, _ := someEntries(f)
 	for _, e := range entries {
 		w := settings.ToWAL(e)
-		f.Add(w.Position, w.Origin, w.Time, w.Context["asia"], w.Context["eu"], w.Command.Data)
+		f.Add(w.Position, w.Origin, w.Time, w.Context["asia"], w.Context["eu"], w.Command.RequestID, w.Command.Data)
+		e.RequestID, e.RequestHash = "r", [16]byte{1}
+		w = settings.ToWAL(e)
+		f.Add(w.Position, w.Origin, w.Time, w.Context["asia"], w.Context["eu"], w.Command.RequestID, w.Command.Data)
 	}
-	f.Fuzz(func(t *testing.T, pos uint64, origin string, time, asia, eu uint64, data []byte) {
+	f.Fuzz(func(t *testing.T, pos uint64, origin string, time, asia, eu uint64, request string, data []byte) {
 		w := &replication.WALEntry{Position: pos, Origin: origin, Time: time, Context: map[string]uint64{"asia": asia, "eu": eu},
-			Command: &replication.Command{Type: CmdEffects, Data: data}}
+			Command: &replication.Command{Type: CmdEffects, Data: data, RequestID: request}}
 		e, err := settings.FromWAL(w)
 		if err != nil {
 			require.ErrorIs(t, err, ErrInvalidEntry)

@@ -16,7 +16,9 @@ import (
 //	q <region><pos>      what to look at when the write is stable
 //	c <kind><…>          manual: the node or edge has a conflict, empty
 const (
-	rowPrefix   = "replication/conflict/"
+	// RowPrefix begins the keys of all rows of this package.
+	RowPrefix   = "replication/conflict/"
+	rowPrefix   = RowPrefix
 	rowHeader   = rowPrefix + "h"
 	rowNode     = rowPrefix + "n"
 	rowEdge     = rowPrefix + "e"

@@ -1,0 +1,113 @@
+package region
+
+import (
+	"testing"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/region/conflict"
+	"github.com/nornicdb/replication/testharness"
+	"github.com/stretchr/testify/require"
+)
+
+// solo is the state machine of one region without a cluster around it: what it
+// answers to an entry of its log.
+type solo struct {
+	*machine
+	applier *replication.StorageApplier
+}
+
+func newSolo(t testing.TB, self string, outboxMax uint64) *solo {
+	m, err := newMachine(testharness.NewMemStore())
+	require.NoError(t, err)
+	a, err := replication.NewStorageApplier(m.storage())
+	require.NoError(t, err)
+	s := &solo{m, a}
+	settings := settings{Federation: "f", Self: self, OutboxMaxEntries: outboxMax, OutboxMaxBytes: 1 << 30, MaxEntryBytes: 1 << 20,
+		Conflict: conflict.Settings{Regions: []string{"asia", "eu", "us"}, Strategy: conflict.Manual}}
+	require.NoError(t, s.do(t, &logCommand{kind: kindSettings, body: jsonBody(&settings)}))
+	return s
+}
+
+// do applies one entry; it fails the test where the Storage fails.
+func (s *solo) do(t testing.TB, c *logCommand) error {
+	return s.group(t, replication.Group{Commands: []*replication.Command{c.encode()}})
+}
+
+func (s *solo) group(t testing.TB, g replication.Group) error {
+	res, err := s.applier.Apply([]replication.Entry{{Position: s.applier.Position() + 1, Groups: []replication.Group{g}}})
+	require.NoError(t, err)
+	return res[0][0].Err
+}
+
+func (s *solo) put(t testing.TB, id, request string) error {
+	cmd, err := replication.NewNodeCommand(replication.CmdPutNode, &replication.Node{ID: replication.NodeID(id), Labels: []string{"L"}})
+	require.NoError(t, err)
+	c := &logCommand{kind: kindWrite, wallMS: 1000, request: request, commands: []*replication.Command{cmd}}
+	g := replication.Group{Commands: []*replication.Command{c.encode()}, RequestID: request, Hash: replication.CommandHash(c.commands)}
+	if request != "" {
+		c.hash = g.Hash
+	}
+	g.Commands[0] = c.encode()
+	return s.group(t, g)
+}
+
+// FuzzTransfer: whatever a peer sends as a part of its state, the answer is a
+// verdict or the part is staged, and what is staged is merged or refused: the
+// Storage of the region does not fail.
+func FuzzTransfer(f *testing.F) {
+	peer := newSolo(f, "eu", 10)
+	require.NoError(f, peer.put(f, "x", "r"))
+	require.NoError(f, peer.put(f, "y", ""))
+	var rows []row
+	give := func(k, v []byte) error {
+		rows = append(rows, row{K: append([]byte(nil), k...), V: append([]byte(nil), v...)})
+		return nil
+	}
+	require.NoError(f, peer.View(func(m replication.Meta) error {
+		if err := conflict.ExportState(m, give); err != nil {
+			return err
+		}
+		return exportRequests(m, give)
+	}))
+	for i := range rows {
+		f.Add(rows[i].K, rows[i].V, false)
+	}
+	f.Add(rows[0].K, []byte("more"), true)
+	f.Add([]byte(rowHeader), []byte("{}"), false)
+	f.Fuzz(func(t *testing.T, key, value []byte, more bool) {
+		s := newSolo(t, "us", 10)
+		require.NoError(t, s.put(t, "x", ""))
+		// The row goes over those of a state that is sound.
+		require.NoError(t, s.do(t, &logCommand{kind: kindStage, body: jsonBody(&part{ID: "t", Rows: rows})}))
+		verdict := func(err error) {
+			if _, ok := replication.Verdict(err); err != nil {
+				require.True(t, ok, "%v", err)
+			}
+		}
+		hostile := part{ID: "t", Number: 1, Rows: []row{{K: key, V: value, More: more}}}
+		verdict(s.do(t, &logCommand{kind: kindStage, body: jsonBody(&hostile)}))
+		v, _ := s.now()
+		verdict(s.do(t, &logCommand{kind: kindMerge, wallMS: 1, body: jsonBody(&part{ID: v.head.Staged.ID, Number: v.head.Staged.Next})}))
+		require.NoError(t, s.put(t, "z", ""))
+	})
+}
+
+// FuzzDecodeRequest: what decodes encodes to the same bytes.
+func FuzzDecodeRequest(f *testing.F) {
+	f.Add(encodeRequest(&replication.RequestOutcome{ID: "r", Hash: [16]byte{1}, Code: "exists"}))
+	f.Add(encodeRequest(&replication.RequestOutcome{ID: "r"}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		o, err := decodeRequest(data)
+		if err != nil {
+			require.ErrorIs(t, err, replication.ErrInvalidCommand)
+			return
+		}
+		again, err := decodeRequest(encodeRequest(o))
+		require.NoError(t, err)
+		require.Equal(t, o, again)
+		if o.Code != "" {
+			_, verdict := replication.Verdict(o.Answer(o.Hash))
+			require.True(t, verdict)
+		}
+	})
+}
