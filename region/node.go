@@ -95,6 +95,9 @@ func (n *Node) Start(ctx context.Context) error {
 		n.mu.Unlock()
 		return replication.ErrClosed
 	}
+	if err := removeSpools(n.cfg.DataDir); err != nil { // now the directory is this node's
+		n.rt.Logger.Warn("what is left of a state on its way was not removed", "error", err)
+	}
 	n.tr = tr
 	n.wg.Go(n.run)
 	n.wg.Go(n.observe)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -276,6 +278,16 @@ func TestBeyondTheOutbox(t *testing.T) {
 		f.Net.Heal()
 		f.converged(5 * time.Minute)
 		require.Contains(t, f.Transcript.String(), "beyond the outbox", "the state was sent")
+		left := filepath.Join(f.Members[0].Config.DataDir, "region-state-1.tmp") // by a crash
+		require.NoError(t, os.WriteFile(left, nil, 0o600))
+		require.NoError(t, f.Stop(f.Members[0]))
+		require.NoError(t, f.Start(t.Context(), f.Members[0]))
+		for _, m := range f.Members {
+			files, err := filepath.Glob(filepath.Join(m.Config.DataDir, "region-state*"))
+			require.NoError(t, err)
+			require.Empty(t, files)
+		}
+		f.converged(time.Minute)
 		require.Equal(t, 41, f.nodes["us"][1].Store().Stats().Nodes)
 		f.apply("us", put(t, "after", nil))
 		f.converged(time.Minute)

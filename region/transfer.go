@@ -152,59 +152,30 @@ type transferRequest struct {
 	Merge bool `json:",omitempty"`
 }
 
-// partBytes bounds a part, about; a larger row goes in several.
-const partBytes = 256 << 10
-
 // transfer brings this region's state to another one whose cursor is beyond the
 // outbox. It is collected first, as of one moment: what is not settled.
 func (n *Node) transfer(ctx context.Context, region string) error {
-	parts, err := n.collect()
+	s, err := n.collect()
 	if err != nil {
-		return err
+		return fmt.Errorf("collecting the state: %w", err)
 	}
-	for i := range parts {
-		if err := n.sendPart(ctx, region, &transferRequest{Part: parts[i]}); err != nil {
-			return fmt.Errorf("part %d of %d: %w", i+1, len(parts), err)
+	defer s.close()
+	for number := range s.parts {
+		p := part{ID: s.id, Number: number}
+		if err := s.read(&p); err != nil {
+			return err
+		}
+		if err := n.sendPart(ctx, region, &transferRequest{Part: p}); err != nil {
+			return fmt.Errorf("part %d of %d: %w", number+1, s.parts, err)
 		}
 	}
-	last := part{ID: parts[0].ID, Number: uint64(len(parts))}
-	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
+	return n.sendPart(ctx, region, &transferRequest{Part: part{ID: s.id, Number: s.parts}, Merge: true})
 }
 
 func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
 	defer cancel()
 	return n.call(ctx, region, replication.MsgRegionState, req, nil)
-}
-
-// collect reads this region's state in parts; there is at least one.
-func (n *Node) collect() ([]part, error) {
-	parts := []part{{ID: replication.NewHistory()}}
-	size := 0
-	add := func(r row) {
-		if size > 0 && size+len(r.K)+len(r.V) > partBytes {
-			parts = append(parts, part{ID: parts[0].ID, Number: uint64(len(parts))})
-			size = 0
-		}
-		p := &parts[len(parts)-1]
-		p.Rows = append(p.Rows, r)
-		size += len(r.K) + len(r.V)
-	}
-	give := func(k, v []byte) error {
-		for more := false; !more || len(v) > 0; more = true {
-			n := min(len(v), partBytes)
-			add(row{K: bytes.Clone(k), V: bytes.Clone(v[:n]), More: more})
-			v = v[n:]
-		}
-		return nil
-	}
-	err := n.machine.View(func(m replication.Meta) error {
-		if err := conflict.ExportState(m, give); err != nil {
-			return err
-		}
-		return exportRequests(m, give)
-	})
-	return parts, err
 }
 
 // handleTransfer serves code 31 of another region.
