@@ -36,7 +36,7 @@ func regionOf(m *testharness.Member, regions []string) (name string, place int) 
 // newFederation makes and starts the regions.
 func newFederation(t *testing.T, seed uint64, regions []string, configure func(region string, cfg *replication.Config)) *federation {
 	f := &federation{t: t, regions: regions, nodes: make(map[string][]*testharness.Member)}
-	f.Cluster = testharness.NewCluster(t, testharness.ClusterConfig{Seed: seed, Nodes: perRegion * len(regions),
+	f.Cluster = testharness.NewCluster(t, testharness.ClusterConfig{Seed: seed, Nodes: perRegion * len(regions), Deferring: seed%2 == 1,
 		Configure: func(m *testharness.Member, cfg *replication.Config) {
 			own, place := regionOf(m, regions)
 			cfg.Mode = replication.ModeMultiRegion

@@ -40,15 +40,34 @@ func (v *view) applied(region string) uint64 {
 	return v.status.Applied[v.settings.index(region)]
 }
 
-// recording is a machine over a Storage that records effects.
-type recording struct {
-	*machine
-	replication.EffectRecorder
+// deferrer is the ability of a Storage to make its transactions durable later.
+type deferrer interface {
+	Defer(on bool) error
+	Flush() error
 }
+
+// What the inner cluster sees of a machine whose Storage has more abilities.
+type (
+	recording struct {
+		*machine
+		replication.EffectRecorder
+	}
+	deferring struct {
+		*machine
+		deferrer
+	}
+	recordingAndDeferring struct {
+		*machine
+		replication.EffectRecorder
+		deferrer
+	}
+)
 
 var (
 	_ replication.TxStorage          = (*machine)(nil)
 	_ replication.StorageSnapshotter = (*machine)(nil)
+	_ replication.DeferringStorage   = deferring{}
+	_ replication.DeferringStorage   = recordingAndDeferring{}
 )
 
 var errProbe = errors.New("only to look")
@@ -81,8 +100,15 @@ func newMachine(storage replication.Storage) (*machine, error) {
 
 // storage is what the inner cluster gets.
 func (m *machine) storage() replication.Storage {
-	if r, ok := m.TxStorage.(replication.EffectRecorder); ok {
+	r, records := m.TxStorage.(replication.EffectRecorder)
+	d, defers := m.TxStorage.(replication.DeferringStorage)
+	switch {
+	case records && defers:
+		return recordingAndDeferring{m, r, d}
+	case records:
 		return recording{m, r}
+	case defers:
+		return deferring{m, d}
 	}
 	return m
 }
