@@ -40,6 +40,28 @@ func TestStateFile(t *testing.T) {
 	}
 }
 
+// A node whose log ends before an epoch that it had noted, since a power failure
+// took the entries between, begins another: what it saves is what it can load, and
+// the common prefix with who has those entries ends where its log ended.
+func TestBeginDropsEpochsTheLogNeverReached(t *testing.T) {
+	f := stateFile{filepath.Join(t.TempDir(), "s.json")}
+	s := Stored{History: "h", Epoch: ep(1, "a"), Epochs: []EpochStart{{ep(1, "a"), 1}}}
+	s.begin(ep(2, "a"), 10)
+	other := s.Epochs // of a standby that took epoch 2 as far as 12
+	s.begin(ep(3, "a"), 6)
+	require.NoError(t, f.save(s))
+	got, err := f.load()
+	require.NoError(t, err)
+	require.Equal(t, []EpochStart{{ep(1, "a"), 1}, {ep(3, "a"), 6}}, got.Epochs)
+	prefix, ok := commonPrefix(got.Epochs, 8, other, 12)
+	require.True(t, ok)
+	require.EqualValues(t, 5, prefix)
+
+	s.begin(ep(4, "a"), 6) // no write came in epoch 3
+	require.NoError(t, checkEpochs(s.Epoch, s.Epochs))
+	require.Len(t, s.Epochs, 3)
+}
+
 func TestTailFileIsExclusive(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "diverged")
 	log, err := walstream.OpenLog(raft.NewInmemStore(), walstream.LogOptions{})

@@ -169,6 +169,9 @@ func (w *world) perform(i int, a action, reply *message) {
 	n := &w.nodes[i]
 	switch a.kind {
 	case doSave:
+		if err := checkEpochs(a.stored.Epoch, a.stored.Epochs); err != nil {
+			w.violate("%s saves what its next start refuses: %v", n.m.self, err)
+		}
 		n.stored = a.stored
 		if w.mutant == mutantReusedEpoch && a.stored.Promoting && a.stored.Epoch.Number > 1 {
 			n.stored.Epoch.Number--

@@ -66,11 +66,14 @@ func (s *Stored) promise(e replication.Epoch) {
 	s.Promoting, s.Admitted, s.PeerAdmitted, s.Solo = false, false, false, false
 }
 
-// begin notes that an epoch of this node's own begins at a position.
+// begin notes that an epoch of this node's own begins at a position, where its log
+// ends. Epochs said to begin above it are dropped, as this log has no entry of
+// them: a power failure took those, or it had not got as far as its primary.
 func (s *Stored) begin(e replication.Epoch, start uint64) {
 	s.Epoch = e
 	s.Promoting, s.Admitted, s.PeerAdmitted = false, false, false
-	s.Epochs = append(slices.Clone(s.Epochs), EpochStart{e, start})
+	reached := slices.DeleteFunc(slices.Clone(s.Epochs), func(x EpochStart) bool { return x.Start > start })
+	s.Epochs = append(reached, EpochStart{e, start})
 	if n := len(s.Epochs); n > maxEpochs {
 		s.Epochs = s.Epochs[n-maxEpochs:]
 	}
