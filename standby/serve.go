@@ -168,7 +168,8 @@ func (n *Node) handleState(_ context.Context, req *replication.Request) (any, er
 // maxFetchBytes bounds the entries of one answer to Fetch.
 const maxFetchBytes = 4 << 20
 
-// handleFetch serves code 27: durable entries only.
+// handleFetch serves code 27: durable entries only. Where the first is gone, the
+// answer begins with the lowest that is there.
 func (n *Node) handleFetch(_ context.Context, req *replication.Request) (any, error) {
 	if err := n.trusted(req); err != nil {
 		return nil, err
@@ -181,8 +182,9 @@ func (n *Node) handleFetch(_ context.Context, req *replication.Request) (any, er
 	if r.From > durable {
 		return []*walstream.WireEntry{}, nil
 	}
-	count := min(uint64(r.Max), walstream.MaxBatchEntries, durable-r.From+1)
-	b, err := walstream.LogSource{Log: n.log, History: n.view().stored.History}.Read(r.From-1, int(count), maxFetchBytes)
+	after := max(r.From-1, min(n.logView().from, durable))
+	count := min(uint64(r.Max), walstream.MaxBatchEntries, durable-after)
+	b, err := walstream.LogSource{Log: n.log, History: n.view().stored.History}.Read(after, int(count), maxFetchBytes)
 	if err != nil {
 		return nil, err
 	}

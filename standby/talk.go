@@ -303,11 +303,13 @@ func (n *Node) fetch(epoch replication.Epoch, upTo uint64) {
 	}
 }
 
+// fetchEntries asks from the own last entry on: that the other has the same there
+// shows that its log continues this one, whatever the epoch lists said.
 func (n *Node) fetchEntries(ctx context.Context, upTo uint64) error {
 	for n.log.Last().Position < upTo {
 		from := n.log.Last()
 		var raw json.RawMessage
-		req := &replication.FetchRequest{From: from.Position + 1, Max: n.cfg.HA.WALBatchSize}
+		req := &replication.FetchRequest{From: max(from.Position, 1), Max: n.cfg.HA.WALBatchSize + 1}
 		if err := n.call(ctx, connData, replication.MsgFetch, req, &raw); err != nil {
 			return err
 		}

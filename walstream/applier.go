@@ -137,7 +137,8 @@ func (a *Applier) awaitTurn(ctx context.Context, position uint64) bool {
 var errGap = errors.New("entries before these are missing")
 
 // Extend takes entries that were fetched from another node's log to continue this
-// one after a mark, and waits for nothing. Only who knows that nobody is followed
+// one after a mark, and waits for nothing. They may begin with entries that this
+// log has, which then must be the same. Only who knows that nobody is followed
 // calls it.
 func (a *Applier) Extend(history string, epoch replication.Epoch, after Mark, entries []*WireEntry) error {
 	a.mu.Lock()
@@ -146,7 +147,14 @@ func (a *Applier) Extend(history string, epoch replication.Epoch, after Mark, en
 	if a.follows || f.last != after {
 		return fmt.Errorf("%w: the log ends at %s, not %s", ErrStaleEpoch, f.last, after)
 	}
-	v, known, err := f.judge(Received{Epoch: epoch, Prev: &after.Epoch, Entries: entries}, a.log.EpochAt)
+	prev := after.Epoch
+	if len(entries) > 0 && entries[0].Position > 0 && entries[0].Position <= after.Position {
+		var err error
+		if prev, err = a.log.EpochAt(entries[0].Position - 1); err != nil && !errors.Is(err, ErrCompacted) {
+			return err
+		}
+	}
+	v, known, err := f.judge(Received{Epoch: epoch, Prev: &prev, Entries: entries}, a.log.EpochAt)
 	if err != nil || v != verdictTake {
 		return err
 	}

@@ -261,3 +261,52 @@ func TestReceivedIsNotPersisted(t *testing.T) {
 	require.ErrorIs(t, err, ErrCorrupt, "another content than its checksum says")
 	require.EqualValues(t, 1, dst.Last().Position)
 }
+
+// A log that has an entry which its primary does not have takes nothing behind it,
+// neither from a batch nor from what it fetched: the epoch of the entry before
+// gives it away, where epoch and position of what follows would fit.
+func TestNothingIsTakenBehindADivergedEntry(t *testing.T) {
+	e2, e3 := epoch(2, "b"), epoch(3, "a")
+	for _, batchFrom := range []uint64{1, 2} { // the entry before the batch; the batch's own first entry
+		src := openLog(t, newCrashStore(), LogOptions{})
+		appendN(t, src, e1, 2)
+		appendN(t, src, e3, 2)
+		dst := openLog(t, newCrashStore(), LogOptions{})
+		appendN(t, dst, e1, 1)
+		appendN(t, dst, e2, 1)
+		b, err := LogSource{src, "h"}.Read(3-batchFrom, 10, 1<<20)
+		require.NoError(t, err)
+
+		to := NewApplier(dst, ApplierOptions{})
+		err = to.Extend("h", e3, dst.Last(), b.Entries)
+		if batchFrom == 1 { // nothing says what the sender has before it
+			require.NoError(t, err)
+			require.NoError(t, dst.Sync(t.Context()))
+			require.NoError(t, dst.Truncate(2))
+		} else {
+			require.ErrorIs(t, err, ErrDiverged)
+		}
+		to.Follow("h", e3)
+		_, err = to.Receive(t.Context(), Received{Epoch: e3, Prev: &b.Prev.Epoch, Entries: b.Entries})
+		require.ErrorIs(t, err, ErrDiverged)
+		require.Equal(t, Mark{2, e2}, dst.Last())
+	}
+}
+
+// What is fetched may begin with what is there already, up to the whole log.
+func TestExtendPassesOverWhatIsThere(t *testing.T) {
+	src := openLog(t, newCrashStore(), LogOptions{})
+	appendN(t, src, e1, 6)
+	for from := uint64(0); from <= 4; from++ { // entries 1 and 2 are gone
+		dst := openLog(t, newCrashStore(), LogOptions{})
+		appendN(t, dst, e1, 4)
+		require.NoError(t, dst.Compact(Retention{Applied: 3, Peer: 3, MaxEntries: 2}))
+		b, err := LogSource{src, "h"}.Read(from, 10, 1<<20)
+		require.NoError(t, err)
+		to := NewApplier(dst, ApplierOptions{})
+		require.NoError(t, to.Extend("h", epoch(2, "b"), dst.Last(), b.Entries), from)
+		require.EqualValues(t, 6, dst.Last().Position)
+		require.NoError(t, to.Extend("h", epoch(2, "b"), dst.Last(), b.Entries), "again: nothing is new")
+		require.ErrorIs(t, to.Extend("h", epoch(2, "b"), Mark{4, e1}, b.Entries), ErrStaleEpoch, "the log has gone on meanwhile")
+	}
+}
