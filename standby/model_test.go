@@ -67,7 +67,6 @@ type modelNode struct {
 type mutant string
 
 const (
-	mutantNone         mutant = ""
 	mutantPrevEpoch    mutant = "skip the previous-epoch check"
 	mutantUnadmitted   mutant = "an unadmitted standby promotes itself"
 	mutantStoredRole   mutant = "the role is kept over a restart"
@@ -75,6 +74,9 @@ const (
 	mutantAckReceived  mutant = "acknowledge at received under sync"
 	mutantCutFirst     mutant = "cut the tail before its file is durable"
 	mutantLeaseAtFirst mutant = "check the lease only at acceptance"
+	// mutantStaleEpochs is not caught where the previous epoch is checked: that
+	// check is the second line behind the epoch lists.
+	mutantStaleEpochs mutant = "epochs that the log never reached stay in the list"
 )
 
 type world struct {
@@ -87,8 +89,10 @@ type world struct {
 	acked   []modelEntry
 	used    []replication.Epoch // epochs somebody was primary of
 	bad     string
-	mutant  mutant
+	mutants []mutant
 }
+
+func (w *world) has(mu mutant) bool { return slices.Contains(w.mutants, mu) }
 
 var modelIDs = [2]string{"a", "b"}
 
@@ -131,12 +135,16 @@ func (w *world) instant() instant {
 func (w *world) event(i int, ev event, reply *message, limit int) {
 	n := &w.nodes[i]
 	ev.now, ev.log, ev.fresh = w.instant(), n.log(), "h2"
+	noted := n.m.stored.Epochs
 	m, actions := n.m.step(ev)
 	n.m = m
-	if w.mutant == mutantUnadmitted && n.m.role == RoleStandby {
+	if w.has(mutantStaleEpochs) {
+		w.keepEpochs(n, noted, actions)
+	}
+	if w.has(mutantUnadmitted) && n.m.role == RoleStandby {
 		n.m.stored.Admitted = true
 	}
-	if w.mutant == mutantCutFirst {
+	if w.has(mutantCutFirst) {
 		for k := 1; k < len(actions); k++ {
 			if actions[k-1].kind == doSaveTail && actions[k].kind == doTruncate {
 				actions[k-1], actions[k] = actions[k], actions[k-1]
@@ -154,6 +162,20 @@ func (w *world) event(i int, ev event, reply *message, limit int) {
 	w.settle()
 }
 
+// keepEpochs undoes what beginning an epoch drops from the list.
+func (w *world) keepEpochs(n *modelNode, noted []EpochStart, actions []action) {
+	at := len(n.m.stored.Epochs) - 1
+	if at < 0 || len(noted) == 0 || n.m.stored.Epoch.Owner != n.m.self || slices.Contains(noted, n.m.stored.Epochs[at]) {
+		return
+	}
+	n.m.stored.Epochs = append(slices.Clone(noted), n.m.stored.Epochs[at])
+	for k := range actions {
+		if actions[k].kind == doSave {
+			actions[k].stored.Epochs = n.m.stored.Epochs
+		}
+	}
+}
+
 func (w *world) send(m message) {
 	for _, o := range w.msgs { // one of a kind from a node is enough
 		if o.kind == m.kind && o.from == m.from && m.kind != fenceAckKind {
@@ -169,11 +191,11 @@ func (w *world) perform(i int, a action, reply *message) {
 	n := &w.nodes[i]
 	switch a.kind {
 	case doSave:
-		if err := checkEpochs(a.stored.Epoch, a.stored.Epochs); err != nil {
+		if err := checkEpochs(a.stored.Epoch, a.stored.Epochs); err != nil && !w.has(mutantStaleEpochs) && !w.has(mutantReusedEpoch) {
 			w.violate("%s saves what its next start refuses: %v", n.m.self, err)
 		}
 		n.stored = a.stored
-		if w.mutant == mutantReusedEpoch && a.stored.Promoting && a.stored.Epoch.Number > 1 {
+		if w.has(mutantReusedEpoch) && a.stored.Promoting && a.stored.Epoch.Number > 1 {
 			n.stored.Epoch.Number--
 			n.m.stored.Epoch.Number--
 		}
@@ -194,7 +216,7 @@ func (w *world) perform(i int, a action, reply *message) {
 	case doReply:
 		if reply != nil {
 			reply.from, reply.peer, reply.flag = i, n.m.state(n.log()), a.granted
-			reply.ack = n.ack(w.mutant)
+			reply.ack = n.ack(w.has(mutantAckReceived))
 			w.send(*reply)
 		}
 	case doFence:
@@ -212,9 +234,9 @@ func (w *world) perform(i int, a action, reply *message) {
 	}
 }
 
-func (n *modelNode) ack(mu mutant) walstream.Ack {
+func (n *modelNode) ack(early bool) walstream.Ack {
 	a := walstream.Ack{Received: uint64(len(n.wal)), Persisted: uint64(n.durable), Applied: uint64(len(n.storage))}
-	if mu == mutantAckReceived {
+	if early {
 		a.Persisted = a.Received
 	}
 	return a
@@ -248,7 +270,7 @@ func (w *world) settle() {
 			accepting++
 		}
 		m := n.m
-		if w.mutant == mutantLeaseAtFirst {
+		if w.has(mutantLeaseAtFirst) {
 			m.consistency = false
 		}
 		if c, ok := m.commit(w.instant(), uint64(n.durable)); ok {
@@ -267,15 +289,25 @@ func (w *world) settle() {
 	if accepting > 1 && w.nodes[0].m.consistency {
 		w.violate("two nodes accept writes")
 	}
-	a, b := w.nodes[0].wal, w.nodes[1].wal
-	for p := range min(len(a), len(b)) {
-		if a[p].epoch == b[p].epoch && a[p].id != b[p].id {
-			w.violate("two entries at position %d of epoch %s", p+1, a[p].epoch)
+	w.checkMatching()
+	for i := range w.nodes {
+		if n := &w.nodes[i]; n.up && n.m.role == RoleStandby && n.m.follows && !w.has(mutantStaleEpochs) {
+			w.checkPrefix(i)
 		}
 	}
-	for i := range w.nodes {
-		if n := &w.nodes[i]; n.up && n.m.role == RoleStandby && n.m.follows {
-			w.checkPrefix(i)
+}
+
+// checkMatching: where both logs have an entry of the same epoch at a position, they
+// are the same up to it.
+func (w *world) checkMatching() {
+	a, b := w.nodes[0].wal, w.nodes[1].wal
+	same := 0
+	for p := range min(len(a), len(b)) {
+		if a[p] == b[p] && same == p {
+			same++
+		}
+		if a[p].epoch == b[p].epoch && same <= p {
+			w.violate("both logs have an entry of epoch %s at position %d and differ at %d", a[p].epoch, p+1, same+1)
 		}
 	}
 }
@@ -324,7 +356,7 @@ func (w *world) restart(i int) {
 	n := &w.nodes[i]
 	n.up = true
 	n.m = machine{rules: n.m.rules, stored: n.stored, role: RoleStarting, started: w.instant().boot, heard: w.instant().boot}
-	if w.mutant == mutantStoredRole && n.wasFirst && n.stored.Epoch.Owner == n.m.self {
+	if w.has(mutantStoredRole) && n.wasFirst && n.stored.Epoch.Owner == n.m.self {
 		n.m.role = RolePrimary
 		n.m.alone = n.m.mode != replication.SyncFull
 	}
@@ -366,27 +398,30 @@ func (w *world) stream(i int) {
 		entries: slices.Clone(n.wal[from:]), life: n.life})
 }
 
+// fits: what a node has already of some entries is the same.
+func (w *world) fits(n *modelNode, b message) bool {
+	for k := 0; !w.has(mutantPrevEpoch) && k < len(b.entries) && int(b.at)+k < len(n.wal); k++ {
+		if n.wal[int(b.at)+k].epoch != b.entries[k].epoch {
+			return false
+		}
+	}
+	return len(b.entries) > 0
+}
+
 // receive is walstream's Applier: epoch, contiguity, previous epoch.
 func (w *world) receive(i int, b message) {
 	n := &w.nodes[i]
 	if n.m.role != RoleStandby || !n.m.follows || b.epoch != n.m.stored.Epoch {
 		return
 	}
-	ok := b.at <= uint64(len(n.wal))
-	if ok && w.mutant != mutantPrevEpoch {
-		ok = n.mark(b.at).Epoch == b.prev
-		for k := 0; ok && k < len(b.entries) && int(b.at)+k < len(n.wal); k++ {
-			ok = n.wal[int(b.at)+k].epoch == b.entries[k].epoch
-		}
-	}
-	if ok {
+	if b.at <= uint64(len(n.wal)) && (w.has(mutantPrevEpoch) || n.mark(b.at).Epoch == b.prev) && w.fits(n, b) {
 		have := len(n.wal) - int(b.at)
 		if have < len(b.entries) {
 			n.wal = append(n.wal, b.entries[have:]...)
 		}
 	}
 	w.settle()
-	w.send(message{kind: batchAckKind, from: i, epoch: b.epoch, ack: n.ack(w.mutant), life: b.life})
+	w.send(message{kind: batchAckKind, from: i, epoch: b.epoch, ack: n.ack(w.has(mutantAckReceived)), life: b.life})
 }
 
 // deliver hands the k-th message over; the receiver crashes after limit actions.
@@ -425,10 +460,11 @@ func (w *world) deliver(k, limit int) {
 	case stateKind:
 		w.event(to, event{kind: evPeer, peer: m.peer}, nil, limit)
 	case fetchKind:
-		w.send(message{kind: fetchedKind, from: to, at: m.at, entries: slices.Clone(n.wal[min(m.at, uint64(n.durable)):n.durable]), epoch: m.epoch, life: m.life})
+		from := max(m.at, 1) - 1 // with the last entry that is there
+		w.send(message{kind: fetchedKind, from: to, at: from, entries: slices.Clone(n.wal[min(from, uint64(n.durable)):n.durable]), epoch: m.epoch, life: m.life})
 	case fetchedKind:
-		if n.m.role == RolePromoting && n.m.stored.Epoch == m.epoch && len(n.wal) == int(m.at) {
-			n.wal = append(n.wal, m.entries...)
+		if n.m.role == RolePromoting && n.m.stored.Epoch == m.epoch && len(n.wal) <= int(m.at)+1 && w.fits(n, m) {
+			n.wal = append(n.wal, m.entries[len(n.wal)-int(m.at):]...)
 			n.durable = len(n.wal)
 		}
 		w.event(to, event{kind: evFetched}, nil, limit)
