@@ -105,7 +105,11 @@ func (w *world) moves() []move {
 			}
 		}
 		if w.leads < maxModelLeads && n.m.role == RoleStandby && n.m.stored.Admitted {
-			add("promote "+id, func(w *world) { w.event(i, event{kind: evPromote}, nil, -1) })
+			add("promote "+id, func(w *world) { w.operate(i, event{kind: evPromote}) })
+		}
+		if w.leads < maxModelLeads && w.words > 0 {
+			add("force "+id, func(w *world) { w.words--; w.operate(i, event{kind: evPromote, force: true}) })
+			add("solo "+id, func(w *world) { w.words--; w.operate(i, event{kind: evSolo}) })
 		}
 	}
 	for k, m := range w.msgs {
@@ -222,7 +226,9 @@ func TestInvariantsHoldEverywhere(t *testing.T) {
 			require.Empty(t, trace, strings.Join(trace, "\n"))
 			require.Greater(t, seen, worlds/2, "the exploration ended early")
 			for seed := range schedules {
-				trace := wander(newWorld(c), rand.New(rand.NewPCG(uint64(seed), 7)), 120)
+				w := newWorld(c)
+				w.words = seed % 3
+				trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 7)), 120)
 				require.Empty(t, trace, "seed %d\n%s", seed, strings.Join(trace, "\n"))
 			}
 		})
@@ -267,6 +273,7 @@ func TestPairHeals(t *testing.T) {
 	for _, c := range modelConfigs {
 		for seed := range schedules / 4 {
 			w := newWorld(c)
+			w.words = seed % 3
 			trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 9)), 60)
 			if w.bad == "" {
 				heal(w)

@@ -18,7 +18,7 @@ func (s *stepper) beginPromotion(unfenced bool) {
 	s.do(action{kind: doStop})
 	s.do(action{kind: doSync})
 	s.stored.promise(e)
-	s.stored.Promoting, s.stored.Solo = true, s.solo
+	s.stored.Promoting = true
 	s.save()
 	s.role, s.unfenced, s.waiting = RoleFencing, unfenced, ""
 	s.do(action{kind: doFence})
@@ -49,6 +49,7 @@ func (s *stepper) fenceAck() {
 
 // lead makes this node primary of the epoch that it has stored.
 func (s *stepper) lead() {
+	s.stored.Solo = s.solo
 	s.stored.begin(s.stored.Epoch, s.ev.log.last.Position+1)
 	s.save()
 	s.takeOffice()
@@ -56,7 +57,7 @@ func (s *stepper) lead() {
 
 func (s *stepper) takeOffice() {
 	s.role, s.follows, s.waiting = RolePrimary, false, ""
-	s.forced, s.unfenced, s.solo = false, false, false
+	s.unfenced, s.solo = false, false
 	s.standAlone()
 	s.do(action{kind: doLead})
 	s.tell(replication.EventRoleChanged, string(RolePrimary))
@@ -199,7 +200,6 @@ func (s *stepper) promote() {
 		s.do(action{kind: doReply, detail: "it has no whole copy of the data"})
 		return
 	case s.ev.force:
-		s.forced = true
 		if s.role != RoleFencing && s.role != RolePromoting {
 			s.beginPromotion(true)
 		}
@@ -221,27 +221,29 @@ func (s *stepper) promote() {
 
 // goSolo takes an operator's word that the peer is down.
 func (s *stepper) goSolo() {
-	s.do(action{kind: doReply, granted: true})
-	switch s.role {
-	case RolePrimary:
+	switch {
+	case s.role == RolePrimary:
 		s.raise(true)
 		s.tell(replication.EventDegraded, "solo")
+	case s.stored.Rebuilding:
+		s.do(action{kind: doReply, detail: "it has no whole copy of the data"})
 		return
-	case RoleRebuilding:
-		return
-	}
-	s.solo = true
-	if s.stored.History == "" {
+	case s.stored.History == "":
+		s.solo = true
 		s.orient()
-		return
+		s.solo = false
+		if s.role != RolePrimary {
+			s.do(action{kind: doReply, detail: s.waiting})
+			return
+		}
+	default:
+		s.solo = true
+		if s.role != RoleFencing && s.role != RolePromoting {
+			s.beginPromotion(true)
+		}
+		s.unfenced = true
 	}
-	if s.stored.Rebuilding {
-		return
-	}
-	if s.role != RoleFencing && s.role != RolePromoting {
-		s.beginPromotion(true)
-	}
-	s.unfenced = true
+	s.do(action{kind: doReply, granted: true})
 }
 
 // failed: the own log or Storage is of no use any more. The incarnation ends.

@@ -59,9 +59,8 @@ type machine struct {
 	barrier   uint64 // not alone since the log ended here
 
 	// Of a node on its way to become primary.
-	forced   bool // an operator said so
 	unfenced bool // it may go on without the other's answer
-	solo     bool
+	solo     bool // an operator said that the peer is down
 }
 
 type eventKind int
@@ -233,7 +232,7 @@ func (s *stepper) meet() {
 func (s *stepper) yield(e replication.Epoch) {
 	was := s.role
 	s.stored.promise(e)
-	s.follows, s.hasLease = false, false
+	s.follows, s.hasLease, s.solo = false, false, false
 	switch was {
 	case RoleRebuilding: // goes on; what it gets is compared when it has it
 		return

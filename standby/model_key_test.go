@@ -40,6 +40,7 @@ func (w *world) key() []byte {
 		flag(s.Promoting)
 		flag(s.Admitted)
 		flag(s.PeerAdmitted)
+		flag(s.Solo)
 		flag(s.Rebuilding)
 	}
 	peer := func(p *Peer) {
@@ -75,6 +76,7 @@ func (w *world) key() []byte {
 		flag(n.m.alone)
 		flag(n.m.hasLease)
 		flag(n.m.unfenced)
+		flag(n.m.solo)
 		num(n.m.barrier)
 		num(n.m.ack.Received)
 		num(n.m.ack.Persisted)
@@ -100,6 +102,9 @@ func (w *world) key() []byte {
 	num(uint64(w.writes))
 	num(uint64(w.crashes))
 	num(uint64(w.leads))
+	num(uint64(w.words))
+	flag(w.mayLose)
+	flag(w.mayFork)
 	entries(w.acked)
 	return b
 }

@@ -86,10 +86,14 @@ type world struct {
 	writes  int
 	crashes int
 	leads   int // promotions
+	words   int // forced promotions and solos that an operator may still order
 	acked   []modelEntry
 	used    []replication.Epoch // epochs somebody was primary of
 	bad     string
 	mutants []mutant
+	// What an operator's word has made possible, as the spec has it: acknowledged
+	// writes may be in a file instead of at the primary, and two may accept writes.
+	mayLose, mayFork bool
 }
 
 func (w *world) has(mu mutant) bool { return slices.Contains(w.mutants, mu) }
@@ -209,7 +213,7 @@ func (w *world) perform(i int, a action, reply *message) {
 		w.leads++
 		n.told = n.m.peer.Last.Position
 		for _, e := range w.acked {
-			if w.nodes[i].m.mode == replication.SyncFull && !slices.Contains(n.wal, e) {
+			if n.m.mode == replication.SyncFull && !w.mayLose && !slices.Contains(n.wal, e) {
 				w.violate("%s is primary of %s without acknowledged write %d", n.m.self, n.m.stored.Epoch, e.id)
 			}
 		}
@@ -286,10 +290,11 @@ func (w *world) settle() {
 			w.violate("storage of %s is not a prefix of its log", n.m.self)
 		}
 	}
-	if accepting > 1 && w.nodes[0].m.consistency {
+	if accepting > 1 && w.nodes[0].m.consistency && !w.mayFork {
 		w.violate("two nodes accept writes")
 	}
 	w.checkMatching()
+	w.checkKept()
 	for i := range w.nodes {
 		if n := &w.nodes[i]; n.up && n.m.role == RoleStandby && n.m.follows && !w.has(mutantStaleEpochs) {
 			w.checkPrefix(i)
@@ -312,6 +317,36 @@ func (w *world) checkMatching() {
 	}
 }
 
+// checkKept: what was acknowledged is on a disk, in a log or in a file.
+func (w *world) checkKept() {
+	for _, e := range w.acked {
+		kept := false
+		for i := range w.nodes {
+			n := &w.nodes[i]
+			kept = kept || slices.Contains(n.wal[:n.durable], e) || slices.Contains(n.tail, e)
+		}
+		if !kept {
+			w.violate("acknowledged write %d is on no disk", e.id)
+		}
+	}
+}
+
+// operate is an operator's word to a node. Promoting by force one that the other has
+// not admitted may lose writes, and the other, which needs no lease then, may go
+// on; that a peer is down may be false.
+func (w *world) operate(i int, ev event) {
+	n, o := &w.nodes[i], &w.nodes[1-i]
+	safe := n.stored.Admitted && o.stored.PeerAdmitted && o.stored.Epoch == n.stored.Epoch
+	switch {
+	case ev.kind == evSolo:
+		w.mayLose = true
+		w.mayFork = w.mayFork || o.up && (!safe || n.m.role == RolePrimary)
+	case ev.force && !safe:
+		w.mayLose, w.mayFork = true, true
+	}
+	w.event(i, ev, nil, -1)
+}
+
 // checkPrefix: the log of a standby is a prefix of that of whom it follows.
 func (w *world) checkPrefix(i int) {
 	n, p := &w.nodes[i], &w.nodes[1-i]
@@ -328,7 +363,7 @@ func (w *world) acknowledge(i int, e modelEntry) {
 	if n.m.role != RolePrimary || slices.Contains(w.acked, e) {
 		return
 	}
-	if o.up && o.m.accepts(w.instant()) && n.m.consistency {
+	if o.up && o.m.accepts(w.instant()) && n.m.consistency && !w.mayFork {
 		w.violate("%s acknowledges write %d while %s accepts writes", n.m.self, e.id, o.m.self)
 	}
 	if n.m.mode == replication.SyncFull && !n.m.alone {

@@ -210,6 +210,52 @@ func TestPromoteAndSolo(t *testing.T) {
 	}
 }
 
+// The word that the peer is down ends with the peer's: a promotion later on, by the
+// node itself, acknowledges nothing alone under sync.
+func TestSoloEndsWithAHigherEpoch(t *testing.T) {
+	log := logView{last: walstream.Mark{Position: 6, Epoch: ep(2, "b")}, durable: 6}
+	m := starter(func(m *machine) {
+		m.mode, m.role, m.follows, m.answered = replication.SyncFull, RoleStandby, true, 100*time.Second
+		m.stored = with(ep(2, "b"), func(s *Stored) { s.Admitted = true })
+		m.peer, m.peerKnown = *peerB(m.stored, RolePrimary), true
+	})
+	m, _ = m.step(event{kind: evPromote, now: at(101 * time.Second), log: log}) // under way already
+	m, _ = m.step(event{kind: evSolo, now: at(101 * time.Second), log: log})
+	require.Equal(t, RoleFencing, m.role)
+	alone := m // where the peer says nothing
+	for second := 102; alone.role != RolePrimary && second < 140; second++ {
+		alone, _ = alone.step(event{kind: evTick, now: at(time.Duration(second) * time.Second), log: log})
+	}
+	require.True(t, alone.stored.Solo && alone.alone)
+	higher := with(ep(5, "b"), func(s *Stored) { s.Epochs = append(s.Epochs, EpochStart{ep(5, "b"), 7}) })
+	m, _ = m.step(event{kind: evPeer, now: at(102 * time.Second), log: log, peer: *peerB(higher, RolePrimary)})
+	m, _ = m.step(event{kind: evPeer, now: at(102 * time.Second), log: log, peer: *peerB(higher, RolePrimary)})
+	require.Equal(t, RoleStandby, m.role)
+	m, _ = m.step(event{kind: evHeartbeat, now: at(103 * time.Second), log: log, peer: *peerB(higher, RolePrimary), admit: true})
+	for second := 104; m.role != RolePrimary && second < 140; second++ {
+		m, _ = m.step(event{kind: evTick, now: at(time.Duration(second) * time.Second), log: log})
+	}
+	require.Equal(t, RolePrimary, m.role)
+	require.False(t, m.stored.Solo || m.alone)
+}
+
+// A node that cannot go on alone says so, and does not keep the word for later.
+func TestSoloIsRefused(t *testing.T) {
+	for name, stored := range map[string]Stored{
+		"no history, the peer has one": {},
+		"whole copy":                   with(ep(2, "b"), func(s *Stored) { s.Rebuilding = true }),
+	} {
+		m := starter(func(m *machine) {
+			m.stored, m.peer, m.peerKnown = stored, *peerB(with(ep(2, "b"), nil), RoleStarting), true
+		})
+		next, actions := m.step(event{kind: evSolo, now: at(101 * time.Second), fresh: "new"})
+		require.False(t, actions[len(actions)-1].granted, name)
+		require.NotEmpty(t, actions[len(actions)-1].detail, name)
+		require.Equal(t, m.stored, next.stored, name)
+		require.False(t, next.solo, name)
+	}
+}
+
 // A higher epoch ends a primary; a lower or equal one of another changes nothing.
 func TestFence(t *testing.T) {
 	m := starter(func(m *machine) { m.role, m.stored = RolePrimary, with(ep(5, "a"), nil) })
