@@ -55,7 +55,7 @@ func newFederation(t *testing.T, seed uint64, regions []string, configure func(r
 			}
 		},
 		Modes: func(m *testharness.Member) replication.Modes {
-			return replication.Modes{replication.ModeMultiRegion: region.Mode(m.RaftLog())}
+			return replication.Modes{replication.ModeMultiRegion: region.Mode(m.RaftStores()...)}
 		}})
 	for _, m := range f.Members {
 		own, _ := regionOf(m, regions)

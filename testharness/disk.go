@@ -26,11 +26,11 @@ type DiskFaults struct {
 	Stable bool
 }
 
-// Disk is the disk of one node: a log store (OpenLog) and storages (NewStorage)
-// that remember, across a crash, what a disk would. What a call returned for is
-// there; of a call that a crash cuts short any first part may be: of a batch of
-// log entries the first ones, of a transaction all or nothing. Safe for
-// concurrent use.
+// Disk is the disk of one node: a log store (OpenLog), snapshots of Raft
+// (OpenSnapshots) and storages (NewStorage) that remember, across a crash, what
+// a disk would. What a call returned for is there; of a call that a crash cuts
+// short any first part may be: of a batch of log entries the first ones, of a
+// transaction or a snapshot all or nothing. Safe for concurrent use.
 type Disk struct {
 	seed uint64
 
@@ -45,6 +45,7 @@ type Disk struct {
 	lying       bool
 	writeBack   float64
 	logs        *logVolume
+	snapshots   *snapshotVolume
 	volumes     []volume
 	log         func(DiskEvent)
 }
@@ -72,6 +73,7 @@ func (e DiskEvent) String() string {
 func NewDisk(seed uint64) *Disk {
 	d := &Disk{seed: seed, down: make(chan struct{})}
 	d.logs = &logVolume{disk: d, rng: d.rng(0), state: newLogState()}
+	d.snapshots = &snapshotVolume{disk: d, rng: d.rng(-1)}
 	d.volumes = []volume{d.logs}
 	return d
 }
@@ -128,8 +130,8 @@ func (d *Disk) release() {
 
 // Lie makes the disk say that it has synced what it has not: at a crash
 // everything is lost that was written since Lie, or since the last write to the
-// same store that by the probability writeBack took all before it to the disk. It fails where a
-// storage has no snapshots.
+// same store that by the probability writeBack took all before it to the disk,
+// but for Raft's snapshots. It fails where a storage has no snapshots.
 func (d *Disk) Lie(writeBack float64) error {
 	d.mu.Lock()
 	d.lying, d.writeBack = true, writeBack

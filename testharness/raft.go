@@ -3,18 +3,19 @@ package testharness
 import (
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/raftnode"
 )
 
 // RaftConfig is a ClusterConfig of a Raft cluster, whose first member founds
-// it. Its logs are on the members' disks.
+// it. Its logs and snapshots are on the members' disks.
 func RaftConfig(seed uint64, opts ...raftnode.Option) ClusterConfig {
 	return ClusterConfig{
 		Seed:      seed,
 		Configure: ConfigureRaft,
 		Modes: func(m *Member) replication.Modes {
-			return replication.Modes{replication.ModeRaft: raftnode.Mode(append([]raftnode.Option{m.RaftLog()}, opts...)...)}
+			return replication.Modes{replication.ModeRaft: raftnode.Mode(append(m.RaftStores(), opts...)...)}
 		},
 	}
 }
@@ -28,9 +29,12 @@ func ConfigureRaft(m *Member, cfg *replication.Config) {
 	}
 }
 
-// RaftLog makes Raft mode keep its log on the member's disk.
-func (m *Member) RaftLog() raftnode.Option {
-	return raftnode.WithLogStore(m.Config.LogStore, func(string) (raftnode.LogStore, error) { return m.Disk().OpenLog(), nil })
+// RaftStores make Raft mode keep its log and its snapshots on the member's disk.
+func (m *Member) RaftStores() []raftnode.Option {
+	return []raftnode.Option{
+		raftnode.WithLogStore(m.Config.LogStore, func(string) (raftnode.LogStore, error) { return m.Disk().OpenLog(), nil }),
+		raftnode.WithSnapshotStore(func(_ string, retain int) (raft.SnapshotStore, error) { return m.Disk().OpenSnapshots(retain), nil }),
+	}
 }
 
 // WaitVoters waits until a leader counts every member as a voter: a node that
