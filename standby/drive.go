@@ -276,7 +276,7 @@ func (n *Node) compact() {
 // the standby.
 func (n *Node) commitLoop() {
 	for {
-		changed := n.log.Changed(n.log.Last().Position)
+		changed := n.log.DurableChanged()
 		n.role.RLock()
 		position, ok := n.machine.commit(n.now(), n.log.Durable().Position)
 		if ok {

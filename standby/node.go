@@ -237,11 +237,14 @@ func (n *Node) checkStorage(stored Stored, whole bool) (Stored, error) {
 	return stored, nil
 }
 
+// policyConsistency is the partition policy under which a primary needs a lease.
+const policyConsistency = "consistency"
+
 func (n *Node) newMachine(stored Stored) machine {
 	now := n.now().boot
 	m := machine{stored: stored, role: RoleStarting, started: now, heard: now}
 	ha := &n.cfg.HA
-	m.rules = rules{self: n.nodeID, wantsPrimary: ha.Role == "primary", mode: ha.SyncMode, consistency: ha.PartitionPolicy == "consistency",
+	m.rules = rules{self: n.nodeID, wantsPrimary: ha.Role == "primary", mode: ha.SyncMode, consistency: ha.PartitionPolicy == policyConsistency,
 		auto: ha.AutoFailover, failover: ha.FailoverTimeout, maxLag: uint64(2 * ha.WALBatchSize),
 		settings: fmt.Sprintf("%s %s failover=%s", ha.SyncMode, ha.PartitionPolicy, ha.FailoverTimeout)}
 	m.hasData, m.dataHistory = n.applier.Position() > 0, n.applier.Identity().History

@@ -140,7 +140,7 @@ func (f *Feed) failWaiters(err error) {
 // Run applies until ctx ends, or the Storage or the log fails, which it returns.
 func (f *Feed) Run(ctx context.Context) error {
 	for {
-		changed := f.log.Changed(f.log.Last().Position)
+		changed := f.log.DurableChanged()
 		more, err := f.step()
 		if err != nil {
 			return f.fail(err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -87,16 +86,11 @@ type Log struct {
 	total   int64    // sum of sizes
 	err     error    // sticky
 	closed  bool
-	changed chan struct{} // closed when last, durable or err change; nil: nobody waits
+	handed  uint64 // what the disk has or is being given: durable ≤ handed ≤ last
 	waiters []durableWaiter
-	syncing time.Time // when the StoreLogs under way began; zero: none is
-}
-
-// durableWaiter waits for the disk. It is woken once: with a channel that is
-// closed at every change, each Append would wake all others.
-type durableWaiter struct {
-	position uint64
-	done     chan struct{} // closed when the wait is over
+	// Closed when last, handed and durable change, and all when the log ends.
+	grown, begun, synced notice
+	syncing              time.Time // when the StoreLogs under way began; zero: none is
 }
 
 // OpenLog opens the log in a store. It reads all of it, and so finds a hole, an
@@ -106,7 +100,7 @@ type durableWaiter struct {
 func OpenLog(store raft.LogStore, opts LogOptions) (*Log, error) {
 	opts.setDefaults()
 	l := &Log{store: store, opts: opts, wake: make(chan struct{}, 1), done: make(chan struct{}), storeLock: make(chan struct{}, 1),
-		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base}
+		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base, handed: opts.Base.Position}
 	if err := l.load(); err != nil {
 		return nil, err
 	}
@@ -144,7 +138,7 @@ func (l *Log) load() error {
 		l.total += int64(e.size)
 	}
 	l.last = Mark{last, previous}
-	l.durable = l.last
+	l.durable, l.handed = l.last, last
 	return nil
 }
 
@@ -160,26 +154,42 @@ func (l *Log) readStore(position uint64) (*Entry, error) {
 	return decode(position, raw.Data)
 }
 
+// Prepared is a group in its stored form, but for its position.
+type Prepared struct{ stored stored }
+
+// Prepare encodes a group for ProposePrepared. It takes no lock of the log.
+// ErrInvalidCommand for what cannot be stored.
+func Prepare(epoch replication.Epoch, at time.Time, g replication.Group) (Prepared, error) {
+	s, err := encode(epoch, at, g)
+	return Prepared{s}, err
+}
+
 // Propose gives a group the next position and hands it to the disk. The entry
 // it returns is not durable yet. Errors say that nothing was appended:
 // ErrInvalidCommand, ErrOverloaded, ErrFailed, ErrClosed. The epoch must not be
 // below that of the last entry.
 func (l *Log) Propose(epoch replication.Epoch, at time.Time, g replication.Group) (*Entry, error) {
-	s, err := encode(epoch, at, g)
+	p, err := Prepare(epoch, at, g)
 	if err != nil {
 		return nil, err
 	}
+	return l.ProposePrepared(p)
+}
+
+// ProposePrepared is Propose for a group that was encoded before, once.
+func (l *Log) ProposePrepared(p Prepared) (*Entry, error) {
+	s := p.stored
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.room(1, s.entry.size); err != nil {
 		return nil, err
 	}
-	if epoch.Compare(l.last.Epoch) < 0 {
-		return nil, fmt.Errorf("%w: epoch %s is below the log's %s", replication.ErrNotLeader, epoch, l.last.Epoch)
+	if s.entry.Epoch.Compare(l.last.Epoch) < 0 {
+		return nil, fmt.Errorf("%w: epoch %s is below the log's %s", replication.ErrNotLeader, s.entry.Epoch, l.last.Epoch)
 	}
 	s = s.seal(l.last.Position + 1)
 	l.accept(s)
-	l.signal()
+	l.wakeWriter()
 	return s.entry, nil
 }
 
@@ -218,7 +228,7 @@ func (l *Log) extend(entries []stored) error {
 	for _, s := range entries {
 		l.accept(s)
 	}
-	l.signal()
+	l.wakeWriter()
 	return nil
 }
 
@@ -247,24 +257,20 @@ func (l *Log) accept(s stored) {
 	l.last = s.entry.Mark()
 }
 
-// signal wakes the writer and everybody who waits. l.mu is held.
-func (l *Log) signal() {
+// wakeWriter tells of entries that were accepted. l.mu is held.
+func (l *Log) wakeWriter() {
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
-	if l.changed != nil {
-		close(l.changed)
-		l.changed = nil
-	}
+	l.grown.tell()
 }
 
-// waitChange returns a channel that is closed at the next change. l.mu is held.
-func (l *Log) waitChange() <-chan struct{} {
-	if l.changed == nil {
-		l.changed = make(chan struct{})
-	}
-	return l.changed
+// tellAll wakes the writer and everybody who waits. l.mu is held.
+func (l *Log) tellAll() {
+	l.wakeWriter()
+	l.begun.tell()
+	l.synced.tell()
 }
 
 // writeLoop makes pending entries durable, many at once.
@@ -318,11 +324,14 @@ func (l *Log) sync() bool {
 			break
 		}
 	}
-	failed := l.err != nil
-	l.mu.Unlock()
-	if len(batch) == 0 || failed {
+	if len(batch) == 0 || l.err != nil {
+		l.mu.Unlock()
 		return false
 	}
+	// The stream reads what one sync takes at once, not entry by entry.
+	l.handed = batch[len(batch)-1].entry.Position
+	l.begun.tell()
+	l.mu.Unlock()
 	logs := make([]*raft.Log, len(batch))
 	for i, s := range batch {
 		logs[i] = &raft.Log{Index: s.entry.Position, Term: s.entry.Epoch.Number, Type: raft.LogCommand, Data: s.data}
@@ -334,7 +343,7 @@ func (l *Log) sync() bool {
 		l.fail(err)
 		return false
 	}
-	l.synced(batch)
+	l.took(batch)
 	return true
 }
 
@@ -344,8 +353,8 @@ func (l *Log) setSyncing(t time.Time) {
 	l.syncing = t
 }
 
-// synced takes a batch that is durable out of what is pending.
-func (l *Log) synced(batch []stored) {
+// took takes a batch that is durable out of what is pending.
+func (l *Log) took(batch []stored) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable = batch[len(batch)-1].entry.Mark()
@@ -358,19 +367,7 @@ func (l *Log) synced(batch []stored) {
 	}
 	l.trimCache()
 	l.release()
-	l.signal()
-}
-
-// release wakes those whose wait for the disk is over. l.mu is held.
-func (l *Log) release() {
-	over := l.err != nil || l.closed && len(l.pending) == 0
-	l.waiters = slices.DeleteFunc(l.waiters, func(w durableWaiter) bool {
-		if !over && w.position > l.durable.Position {
-			return false
-		}
-		close(w.done)
-		return true
-	})
+	l.synced.tell()
 }
 
 // trimCache drops the oldest durable entries beyond the cache's bounds. l.mu is
@@ -395,74 +392,10 @@ func (l *Log) fail(err error) {
 	}
 	err = l.err
 	l.release()
-	l.signal()
+	l.tellAll()
 	l.mu.Unlock()
 	if first && l.opts.OnFailure != nil {
 		l.opts.OnFailure(err)
-	}
-}
-
-// WaitDurable waits until the position is durable. ErrTimeout when ctx ends
-// first, ErrFailed or ErrClosed when it will not be.
-func (l *Log) WaitDurable(ctx context.Context, position uint64) error {
-	l.mu.Lock()
-	if err, over := l.reached(position); over {
-		l.mu.Unlock()
-		return err
-	}
-	w := durableWaiter{position, make(chan struct{})}
-	l.waiters = append(l.waiters, w)
-	l.mu.Unlock()
-	select {
-	case <-w.done:
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		err, _ := l.reached(position)
-		return err
-	case <-ctx.Done():
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.waiters = slices.DeleteFunc(l.waiters, func(o durableWaiter) bool { return o.done == w.done })
-	if err, over := l.reached(position); over {
-		return err
-	}
-	return fmt.Errorf("%w: waiting for the disk: %w", replication.ErrTimeout, context.Cause(ctx))
-}
-
-// reached says whether a wait for the disk is over, and how. l.mu is held.
-func (l *Log) reached(position uint64) (err error, over bool) {
-	switch {
-	case l.durable.Position >= position:
-		return nil, true
-	case l.err != nil:
-		return l.err, true
-	case l.closed && len(l.pending) == 0:
-		return replication.ErrClosed, true
-	}
-	return nil, false
-}
-
-// Wait waits until the log has an entry after the position, durable or not.
-func (l *Log) Wait(ctx context.Context, after uint64) error {
-	for {
-		changed := l.Changed(after)
-		l.mu.Lock()
-		last, err, closed := l.last.Position, l.err, l.closed
-		l.mu.Unlock()
-		switch {
-		case last > after:
-			return nil
-		case err != nil:
-			return err
-		case closed:
-			return replication.ErrClosed
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
-		}
 	}
 }
 
@@ -472,7 +405,7 @@ func (l *Log) Close() error {
 	l.mu.Lock()
 	l.closed = true
 	l.release()
-	l.signal()
+	l.tellAll()
 	l.mu.Unlock()
 	<-l.done
 	return l.Err()

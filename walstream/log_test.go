@@ -77,10 +77,12 @@ func TestGroupCommit(t *testing.T) {
 	require.Zero(t, l.Durable().Position)
 	entries, err := l.Read(0, 1000, 1<<20)
 	require.NoError(t, err)
-	require.Len(t, entries, callers+1, "subscribers get entries while their sync runs")
+	require.Len(t, entries, callers+1, "readers get entries while their sync runs")
+	require.EqualValues(t, 1, LogSource{Log: l}.Last(), "a stream sends what a sync takes, when it begins")
 	close(store.gate)
 	wg.Wait()
 	require.Equal(t, 2, store.calls, "one sync for the first, one for all others")
+	require.EqualValues(t, callers+1, LogSource{Log: l}.Last())
 }
 
 func TestFailedSyncEndsTheLog(t *testing.T) {

@@ -108,17 +108,33 @@ func (l *Log) EpochAt(position uint64) (replication.Epoch, error) {
 	return entries[0].Epoch, nil
 }
 
-// Changed returns a channel that is closed when the log has an entry after the
-// position. It can be closed sooner: look again.
+// Handed is the position up to which the disk has the entries or is being given
+// them: a stream that goes no further sends as much at once as one sync takes.
+func (l *Log) Handed() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.handed
+}
+
+// Changed returns a channel that is closed when Handed is above the position. It
+// can be closed sooner: look again.
 func (l *Log) Changed(after uint64) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.last.Position > after {
+	if l.handed > after {
 		ready := make(chan struct{})
 		close(ready)
 		return ready
 	}
-	return l.waitChange()
+	return l.begun.wait()
+}
+
+// DurableChanged returns a channel that is closed when Durable changes, or the
+// log ends.
+func (l *Log) DurableChanged() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.synced.wait()
 }
 
 // Sync waits until everything accepted so far is durable.

@@ -130,7 +130,7 @@ func (l *Log) cut(mark Mark, last uint64) error {
 		l.cached -= l.cache[n-1].size
 		l.cache = l.cache[: n-1 : n-1] // what a reader holds is not written over
 	}
-	l.last, l.durable = mark, mark
+	l.last, l.durable, l.handed = mark, mark, mark.Position
 	l.mu.Unlock()
 	for to := last; to > mark.Position; {
 		from := max(mark.Position+1, to-min(to, deleteChunk)+1)
@@ -168,8 +168,8 @@ func (l *Log) Reset(base Mark) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.base, l.first, l.durable, l.last = base, base.Position+1, base, base
+	l.base, l.first, l.durable, l.last, l.handed = base, base.Position+1, base, base, base.Position
 	l.cache, l.cached, l.sizes, l.total = nil, 0, nil, 0
-	l.signal()
+	l.tellAll()
 	return nil
 }

@@ -9,7 +9,7 @@ type LogSource struct {
 var _ Source = LogSource{}
 
 // Last implements Source.
-func (s LogSource) Last() uint64 { return s.Log.Last().Position }
+func (s LogSource) Last() uint64 { return s.Handed() }
 
 // Read implements Source.
 func (s LogSource) Read(after uint64, maxEntries, maxBytes int) (*Batch, error) {
