@@ -160,7 +160,7 @@ func TestWaitApplied(t *testing.T) {
 
 func TestErrorsKeepTheirMeaningAcrossTheWire(t *testing.T) {
 	for _, err := range []error{replication.ErrExists, replication.ErrUnknownOutcome, replication.ErrNotLeader, replication.ErrTimeout,
-		replication.ErrRequestIDReused, replication.ErrOverloaded} {
+		replication.ErrRequestIDReused, replication.ErrOverloaded, replication.ErrUnconfirmed, replication.ErrNoLease} {
 		wrapped := fmt.Errorf("context: %w", err)
 		require.ErrorIs(t, replication.ErrorFromCode(replication.ErrorCode(wrapped), "text"), err)
 	}
@@ -171,6 +171,8 @@ func TestErrorsKeepTheirMeaningAcrossTheWire(t *testing.T) {
 	require.Equal(t, "verdict:timeout", code)
 	both := fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, replication.ErrExists)
 	require.Equal(t, "unknown_outcome", replication.ErrorCode(both))
+	require.ErrorIs(t, replication.ErrorFromCode("unconfirmed", "text"), replication.ErrUnknownOutcome, "it may still take effect")
+	require.NotErrorIs(t, replication.ErrorFromCode("no_lease", "text"), replication.ErrUnknownOutcome, "nothing was appended")
 	require.True(t, replication.NotSent(fmt.Errorf("x: %w", replication.MarkNotSent(err1))))
 	require.False(t, replication.NotSent(err1))
 }

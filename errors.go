@@ -20,10 +20,19 @@ var (
 	ErrTimeout = errors.New("timeout")
 	// ErrUnknownOutcome: the write was proposed and its result was not learned.
 	ErrUnknownOutcome = errors.New("outcome unknown")
+	// ErrUnconfirmed: the write is in the log of this node or region and was not
+	// confirmed as its mode demands, in time. It may still take effect, so it is
+	// an ErrUnknownOutcome. Errors of hot standby are an *UnconfirmedError, which
+	// names the position.
+	ErrUnconfirmed = fmt.Errorf("%w: write is not confirmed", ErrUnknownOutcome)
 	// ErrClosed: the replicator or transport was shut down.
 	ErrClosed = errors.New("closed")
 	// ErrNotReady: the node has not started, or has not caught up.
 	ErrNotReady = errors.New("not ready")
+	// ErrNoLease: the primary has not heard its standby for so long that it may
+	// have been replaced (policy consistency). Nothing was appended. It is an
+	// ErrNotReady.
+	ErrNoLease = fmt.Errorf("%w: no lease: the standby does not answer", ErrNotReady)
 	// ErrOverloaded: too many writes are in flight; try again later.
 	ErrOverloaded = errors.New("overloaded")
 	// ErrCommandTooLarge: the command exceeds what one log entry or frame takes.
@@ -114,8 +123,10 @@ var errorCodes = []struct {
 	{"versions_changed", ErrVersionsChanged, true},
 	{"request_id_reused", ErrRequestIDReused, false},
 	{"stale_effects", ErrStaleEffects, false},
+	{"unconfirmed", ErrUnconfirmed, false},
 	{"unknown_outcome", ErrUnknownOutcome, false},
 	{"quorum_at_risk", ErrQuorumAtRisk, false},
+	{"no_lease", ErrNoLease, false},
 	{"not_leader", ErrNotLeader, false},
 	{"no_leader", ErrNoLeader, false},
 	{"timeout", ErrTimeout, false},
@@ -160,6 +171,24 @@ func (e *NotLeaderError) Error() string {
 
 // Unwrap makes errors.Is(err, ErrNotLeader) true.
 func (e *NotLeaderError) Unwrap() error { return ErrNotLeader }
+
+// UnconfirmedError is an [ErrUnconfirmed] that names the write's position in the
+// log.
+type UnconfirmedError struct {
+	Position uint64
+	Reason   string
+}
+
+func (e *UnconfirmedError) Error() string {
+	text := fmt.Sprintf("write at position %d is not confirmed", e.Position)
+	if e.Reason != "" {
+		text += ": " + e.Reason
+	}
+	return text
+}
+
+// Unwrap makes errors.Is true for ErrUnconfirmed and ErrUnknownOutcome.
+func (e *UnconfirmedError) Unwrap() error { return ErrUnconfirmed }
 
 // VerdictError is an embedder's own verdict as it comes back from the log or
 // from another node: the code without the text.
@@ -216,7 +245,10 @@ func ErrorCode(err error) string {
 	}
 	// An error that wraps ErrUnknownOutcome and its cause is, for the caller,
 	// of unknown outcome before anything else.
-	if errors.Is(err, ErrUnknownOutcome) {
+	switch {
+	case errors.Is(err, ErrUnconfirmed):
+		return "unconfirmed"
+	case errors.Is(err, ErrUnknownOutcome):
 		return "unknown_outcome"
 	}
 	if code, ok := Verdict(err); ok {

@@ -31,7 +31,7 @@ type httpHandler struct {
 
 // NewHTTPHandler makes the health and administration endpoints of a replicator
 // (HTTP endpoints and metrics). Bodies and answers are JSON; errors are
-// {"error": {"code", "message", "leader_id", "leader_addr"}}.
+// {"error": {"code", "message", "leader_id", "leader_addr", "position"}}.
 func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	if opts.Timeout <= 0 {
 		opts.Timeout = 30 * time.Second
@@ -124,6 +124,7 @@ func writeHTTPError(w http.ResponseWriter, status int, err error) {
 		Message    string `json:"message"`
 		LeaderID   string `json:"leader_id,omitempty"`
 		LeaderAddr string `json:"leader_addr,omitempty"`
+		Position   uint64 `json:"position,omitempty"` // of an unconfirmed write
 	}
 	b := body{Code: ErrorCode(err), Message: err.Error()}
 	switch status { // errors of this handler's, which no message between nodes carries
@@ -135,6 +136,10 @@ func writeHTTPError(w http.ResponseWriter, status int, err error) {
 	var notLeader *NotLeaderError
 	if errors.As(err, &notLeader) {
 		b.LeaderID, b.LeaderAddr = notLeader.LeaderID, notLeader.LeaderAddr
+	}
+	var unconfirmed *UnconfirmedError
+	if errors.As(err, &unconfirmed) {
+		b.Position = unconfirmed.Position
 	}
 	WriteHTTPJSON(w, status, map[string]body{"error": b})
 }

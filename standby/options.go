@@ -1,7 +1,6 @@
 package standby
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -15,30 +14,14 @@ import (
 // boltLogStore is the name of the built-in log store.
 const boltLogStore = "bolt"
 
+// What replication calls so.
 var (
-	// ErrUnconfirmed: the write is in the log and was not confirmed as its sync
-	// mode demands. It may still take effect: the error wraps
-	// replication.ErrUnknownOutcome too, and is an *UnconfirmedError.
-	ErrUnconfirmed = errors.New("write is not confirmed")
-	// ErrNoLease: under the policy consistency the primary has not heard its
-	// standby for so long that it may have been replaced. Nothing was appended.
-	ErrNoLease = fmt.Errorf("no lease: the standby does not answer: %w", replication.ErrNotReady)
+	ErrUnconfirmed = replication.ErrUnconfirmed
+	ErrNoLease     = replication.ErrNoLease
 )
 
-// UnconfirmedError is an ErrUnconfirmed that names the write's position.
-type UnconfirmedError struct {
-	Position uint64
-	Reason   string
-}
-
-func (e *UnconfirmedError) Error() string {
-	return fmt.Sprintf("write at position %d is not confirmed: %s", e.Position, e.Reason)
-}
-
-// Unwrap makes errors.Is true for ErrUnconfirmed and replication.ErrUnknownOutcome.
-func (e *UnconfirmedError) Unwrap() []error {
-	return []error{ErrUnconfirmed, replication.ErrUnknownOutcome}
-}
+// UnconfirmedError is replication's.
+type UnconfirmedError = replication.UnconfirmedError
 
 type options struct {
 	logStores map[string]func(dir string) (raft.LogStore, error)

@@ -20,6 +20,8 @@ const (
 	// of role ends it sooner.
 	retryWait    = 10 * time.Millisecond
 	retryWaitMax = 250 * time.Millisecond
+	// answerTime is what a forwarded write's answer gets at most to come back.
+	answerTime = 200 * time.Millisecond
 )
 
 // Apply implements replication.Replicator.
@@ -63,7 +65,7 @@ func (n *Node) write(ctx context.Context, cmds []*replication.Command, hops int)
 	for {
 		changed := n.change()
 		position, err := n.tryWrite(ctx, cmds, hops)
-		if errors.Is(err, replication.ErrUnknownOutcome) {
+		if errors.Is(err, replication.ErrUnknownOutcome) && (unknown == nil || tells(err) || !tells(unknown)) {
 			unknown = err
 		}
 		_, verdict := replication.Verdict(err)
@@ -71,7 +73,11 @@ func (n *Node) write(ctx context.Context, cmds []*replication.Command, hops int)
 		case err == nil || verdict || errors.Is(err, replication.ErrRequestIDReused):
 			return position, err
 		case !transient(err) || unknown != nil && !repeatable || ctx.Err() != nil:
-			if unknown != nil && !errors.Is(err, replication.ErrUnknownOutcome) {
+			switch {
+			case unknown == nil:
+			case errors.Is(err, replication.ErrUnknownOutcome):
+				err = unknown
+			default:
 				err = fmt.Errorf("%w: %w", unknown, err)
 			}
 			return position, err
@@ -96,6 +102,9 @@ func (n *Node) write(ctx context.Context, cmds []*replication.Command, hops int)
 		}
 	}
 }
+
+// tells: an error of unknown outcome says where the write stands.
+func tells(err error) bool { return errors.Is(err, replication.ErrUnconfirmed) }
 
 // transient: another try, elsewhere or later, can succeed.
 func transient(err error) bool {
@@ -192,7 +201,7 @@ func (n *Node) propose(ctx context.Context, g replication.Group) (uint64, error)
 		return r.Position, r.Err
 	case <-ctx.Done():
 		n.feed.Forget(entry.Position)
-		return entry.Position, &UnconfirmedError{entry.Position, n.unconfirmedReason()}
+		return entry.Position, &replication.UnconfirmedError{Position: entry.Position, Reason: n.unconfirmedReason()}
 	case <-n.ctx.Done():
 		return entry.Position, fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, replication.ErrClosed)
 	}
@@ -206,24 +215,31 @@ func (n *Node) append(g replication.Group) (*walstream.Entry, <-chan replication
 	// In this order: both grow meanwhile, and the first never passes the second.
 	committed := n.feed.Committed()
 	last := n.log.Last().Position
-	switch now := n.now(); {
+	switch {
 	case m.role != RolePrimary:
 		return nil, nil, n.notLeader()
-	case !m.accepts(now):
-		return nil, nil, ErrNoLease
+	case m.consistency && !m.accepts(n.now()):
+		return nil, nil, replication.ErrNoLease
 	case last > committed && last-committed >= uint64(n.cfg.HA.MaxUnconfirmed):
 		return nil, nil, fmt.Errorf("%w: %d writes wait for a confirmation", replication.ErrOverloaded, n.cfg.HA.MaxUnconfirmed)
 	}
-	return n.feed.Propose(func() (*walstream.Entry, error) { return n.log.Propose(m.stored.Epoch, n.rt.Now(), g) })
+	p, err := walstream.Prepare(m.stored.Epoch, n.rt.Now(), g)
+	if err != nil {
+		return nil, nil, err
+	}
+	return n.feed.Propose(func() (*walstream.Entry, error) { return n.log.ProposePrepared(p) })
 }
 
 // mayAcknowledge checks the lease again: an answer that comes after it ended could
 // come after another primary has taken over.
 func (n *Node) mayAcknowledge(e *walstream.Entry) error {
+	if n.cfg.HA.PartitionPolicy != policyConsistency {
+		return nil
+	}
 	n.role.RLock()
 	defer n.role.RUnlock()
-	if n.machine.consistency && (n.machine.role != RolePrimary || !n.machine.leased(n.now())) {
-		return &UnconfirmedError{e.Position, "the lease ended"}
+	if n.machine.role != RolePrimary || !n.machine.leased(n.now()) {
+		return &replication.UnconfirmedError{Position: e.Position, Reason: "the lease ended"}
 	}
 	return nil
 }
@@ -251,9 +267,17 @@ func (n *Node) forward(ctx context.Context, cmds []*replication.Command, hops in
 		deadline = time.Now().Add(time.Minute)
 	}
 	metrics.IncrCounter([]string{"replication", "forwarded_total"}, 1)
-	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(time.Until(deadline).Milliseconds(), 1), Hops: hops + 1}
+	// The primary's own word about a write that is not confirmed in time has to be
+	// back before the caller's time is over.
+	left := time.Until(deadline)
+	left -= min(left/10, answerTime)
+	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(left.Milliseconds(), 1), Hops: hops + 1}
 	var resp replication.ApplyResponse
 	err := n.call(ctx, connData, replication.MsgApply, req, &resp)
+	var unconfirmed *replication.UnconfirmedError
+	if errors.As(err, &unconfirmed) {
+		return unconfirmed.Position, err
+	}
 	if err == nil || replication.NotSent(err) || answered(err) {
 		return resp.Index, err
 	}

@@ -36,6 +36,8 @@ type failure struct {
 	// The leader, where the code is not_leader.
 	LeaderID   string `json:"leader_id,omitempty"`
 	LeaderAddr string `json:"leader_addr,omitempty"`
+	// The write's, where the code is unconfirmed.
+	Position uint64 `json:"position,omitempty"`
 }
 
 // decodeEnvelope decodes a frame. Keys are matched as they are written, unlike
@@ -150,6 +152,10 @@ func failureOf(err error) *failure {
 	if errors.As(err, &notLeader) && f.Code == "not_leader" {
 		f.LeaderID, f.LeaderAddr = notLeader.LeaderID, notLeader.LeaderAddr
 	}
+	var unconfirmed *replication.UnconfirmedError
+	if errors.As(err, &unconfirmed) && f.Code == "unconfirmed" {
+		f.Position = unconfirmed.Position
+	}
 	return f
 }
 
@@ -157,6 +163,10 @@ func failureOf(err error) *failure {
 func (f *failure) err() error {
 	if f.Code == "not_leader" {
 		return &replication.NotLeaderError{LeaderID: f.LeaderID, LeaderAddr: f.LeaderAddr}
+	}
+	if f.Code == "unconfirmed" && f.Position > 0 {
+		own := (&replication.UnconfirmedError{Position: f.Position}).Error() + ": "
+		return &replication.UnconfirmedError{Position: f.Position, Reason: strings.TrimPrefix(f.Message, own)}
 	}
 	if f.Code == "" {
 		return replication.ErrorFromCode("internal", f.Message)

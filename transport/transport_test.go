@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"encoding/binary"
 	"encoding/json"
 	"io"
@@ -110,6 +111,14 @@ func TestErrorsCrossTheWire(t *testing.T) {
 	var notLeader *replication.NotLeaderError
 	require.ErrorAs(t, err, &notLeader)
 	require.Equal(t, "h:1", notLeader.LeaderAddr)
+	sent := &replication.UnconfirmedError{Position: 7, Reason: "no standby"}
+	server.Handle(replication.MsgApply, func(context.Context, *replication.Request) (any, error) { return nil, fmt.Errorf("there: %w", sent) })
+	err = c.Call(t.Context(), replication.MsgApply, nil, nil)
+	var unconfirmed *replication.UnconfirmedError
+	require.ErrorAs(t, err, &unconfirmed)
+	require.EqualValues(t, 7, unconfirmed.Position)
+	require.ErrorIs(t, err, replication.ErrUnknownOutcome)
+	require.ErrorContains(t, err, "no standby")
 	require.ErrorIs(t, c.Call(t.Context(), 99, nil, nil), replication.ErrUnsupported, "an unknown code is answered")
 	vote, err := c.SendRaftVote(t.Context(), &replication.RaftVoteRequest{Term: 9})
 	require.NoError(t, err)

@@ -103,7 +103,7 @@ type Name struct {
 // Counters that a node of any mode can report.
 func Counters() []Name {
 	return []Name{
-		{Key: key("apply_errors_total"), Label: "code", Values: []string{"timeout", "unknown_outcome", "no_leader", "overloaded", "not_leader",
+		{Key: key("apply_errors_total"), Label: "code", Values: []string{"timeout", "unknown_outcome", "unconfirmed", "no_leader", "no_lease", "overloaded", "not_leader",
 			"invalid_command", "exists", "not_found", "missing_end", "request_id_reused", "command_too_large", "storage_failed", "closed", "internal"}},
 		{Key: key("forwarded_total")},
 		{Key: key("snapshots_total"), Label: "direction", Values: []string{"taken", "sent", "received"}},
