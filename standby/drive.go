@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
-	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/walstream"
 )
 
@@ -68,10 +68,28 @@ func (n *Node) look(before Role) {
 	defer n.mu.Unlock()
 	was := n.seen
 	n.seen = n.machine
+	n.lookForLeader()
 	if before != n.machine.role || was.follows != n.machine.follows || was.peer.Role != n.machine.peer.Role {
 		close(n.changed)
 		n.changed = make(chan struct{})
 	}
+}
+
+// lookForLeader tells of another primary, or of none. n.role and n.mu are held.
+func (n *Node) lookForLeader() {
+	leader := n.leaderOf(&n.machine)
+	if leader == n.leader {
+		return
+	}
+	n.leader = leader
+	n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: leader, Term: n.machine.stored.Epoch.Number})
+	if leader == "" {
+		return
+	}
+	if n.lastLeader != "" && n.lastLeader != leader {
+		report.Failover()
+	}
+	n.lastLeader = leader
 }
 
 // view is the machine as of its last step.
@@ -101,15 +119,15 @@ func (n *Node) perform(a action, r *reply) error {
 		n.stop()
 	case doFollow:
 		n.stop()
+		n.mu.Lock()
+		n.behind = lagClock{}
+		n.mu.Unlock()
 		n.feed.Resume()
 		n.receiver.Follow(n.machine.stored.History, n.machine.stored.Epoch)
 	case doLead:
 		n.lead()
 		n.signal(n.kick)
 		n.signal(n.commits)
-		if len(n.machine.stored.Epochs) > 1 {
-			metrics.IncrCounter([]string{"replication", "failovers_total"}, 1)
-		}
 	case doReply:
 		r.granted, r.detail = a.granted, a.detail
 	case doFence:
@@ -137,7 +155,7 @@ func (n *Node) tell(a action) {
 	n.rt.Logger.Info("hot standby", "event", string(a.tell), "detail", a.detail, "epoch", n.machine.stored.Epoch.String())
 	e := replication.Event{Type: a.tell, Detail: a.detail, Role: string(n.machine.role), Term: n.machine.stored.Epoch.Number, Position: n.log.Last().Position}
 	if a.tell == replication.EventFenced {
-		metrics.IncrCounter([]string{"replication", "fenced_total"}, 1)
+		report.Fenced()
 	}
 	n.publish(e)
 }
@@ -202,7 +220,7 @@ func (n *Node) putAside(after uint64) error {
 	n.tails, n.tailed = append(n.tails, path), n.tailed+count
 	n.mu.Unlock()
 	n.rt.Logger.Warn("entries that the primary does not have were put aside", "file", path, "entries", count)
-	metrics.IncrCounter([]string{"replication", "diverged_entries_total"}, float32(count))
+	report.Diverged(count)
 	n.publish(replication.Event{Type: replication.EventDiverged, Detail: path, Position: after})
 	return nil
 }
@@ -269,7 +287,6 @@ func (n *Node) compact() {
 	if err != nil && !errors.Is(err, walstream.ErrFailed) {
 		n.rt.Logger.Warn("the log could not be compacted", "error", err)
 	}
-	metrics.SetGauge([]string{"replication", "wal_bytes"}, float32(n.log.Bytes()))
 }
 
 // commitLoop lets the primary's Storage go as far as the mode allows, and tells

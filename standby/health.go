@@ -18,7 +18,7 @@ const (
 func (n *Node) Health() *replication.HealthStatus {
 	h := &replication.HealthStatus{Mode: replication.ModeHAStandby, NodeID: n.NodeID(), ClusterID: n.cfg.Raft.ClusterID, Role: "none"}
 	n.mu.Lock()
-	state, m, tails, tailed := n.state, n.seen, n.tails, n.tailed
+	state, m, tails, tailed, behind := n.state, n.seen, n.tails, n.tailed, n.behind
 	n.mu.Unlock()
 	switch {
 	case state == stateClosed:
@@ -32,9 +32,12 @@ func (n *Node) Health() *replication.HealthStatus {
 	h.IsLeader, h.LeaderID, h.LeaderAddr = n.IsLeader(), n.LeaderID(), n.LeaderAddr()
 	h.AppliedIndex = n.applier.Position()
 	h.CommitIndex = max(n.feed.Committed(), h.AppliedIndex)
-	h.Founded = m.stored.History != ""
+	h.History, h.Founded = m.stored.History, m.stored.History != ""
 	h.Virgin = h.Founded && n.log.Last().Position <= m.stored.Base.Position
 	n.fillPeer(h, &m)
+	if h.LagEntries > 0 {
+		h.LagSeconds = behind.lag(h.AppliedIndex, n.now().boot).Seconds()
+	}
 	n.judge(h, &m)
 	if tailed > 0 {
 		h.Reasons = append(h.Reasons, fmt.Sprintf("%d diverged entries were put aside: %v", tailed, tails))
@@ -50,7 +53,6 @@ func (n *Node) fillPeer(h *replication.HealthStatus, m *machine) {
 	last := m.heard
 	p := replication.PeerHealth{ID: m.peer.NodeID, Address: n.cfg.HA.PeerAddr, Lag: -1, State: "unknown"}
 	if m.role == RolePrimary {
-		last = m.contact
 		p.Voter = m.stored.PeerAdmitted
 		if m.hasLease {
 			p.State = "catching up"
@@ -70,9 +72,6 @@ func (n *Node) fillPeer(h *replication.HealthStatus, m *machine) {
 	if m.role == RoleStandby {
 		if behind := m.peer.Last.Position; behind > h.AppliedIndex {
 			h.LagEntries = behind - h.AppliedIndex
-		}
-		if h.LagEntries > 0 {
-			h.LagSeconds = n.ago(last).Seconds()
 		}
 	}
 	h.Peers = []replication.PeerHealth{p}

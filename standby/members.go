@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 var _ replication.Membership = (*Node)(nil)
@@ -65,18 +65,22 @@ func (n *Node) TransferLeadership(ctx context.Context, id string) error {
 	return nil
 }
 
-// report sets the gauges.
+// report sets the gauges, and says when the peer is lost and when it is back. The
+// tick loop alone calls it.
 func (n *Node) report() {
-	m := n.view()
-	gauge := func(name string, v float64) { metrics.SetGauge([]string{"replication", name}, float32(v)) }
-	flag := map[bool]float64{true: 1}
-	gauge("is_leader", flag[n.IsLeader()])
-	gauge("epoch", float64(m.stored.Epoch.Number))
-	gauge("degraded", flag[m.role == RolePrimary && !m.stored.PeerAdmitted])
-	gauge("applied_index", float64(n.applier.Position()))
-	gauge("commit_index", float64(n.feed.Committed()))
-	if m.role == RolePrimary {
-		metrics.SetGaugeWithLabels([]string{"replication", "lag_entries"}, float32(n.log.Last().Position-min(m.ack.Persisted, n.log.Last().Position)),
-			[]metrics.Label{{Name: "peer", Value: m.peer.NodeID}})
+	h := n.Health()
+	n.gauges.Report(h)
+	report.Epoch(h.Term)
+	report.WALBytes(n.log.Bytes())
+	for _, p := range h.Peers {
+		if p.ID == "" || p.Healthy == n.peerUp {
+			continue
+		}
+		n.peerUp = p.Healthy
+		e := replication.Event{Type: replication.EventPeerDown, Peer: p.ID}
+		if p.Healthy {
+			e.Type = replication.EventPeerUp
+		}
+		n.publish(e)
 	}
 }

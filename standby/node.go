@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/internal/datadir"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/transport"
 	"github.com/nornicdb/replication/walstream"
 )
@@ -28,6 +29,8 @@ type Node struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // every goroutine of the node
 	events replication.EventHub
+	gauges report.Gauges // of the tick loop, as is the next
+	peerUp bool
 
 	// Set by Start before state becomes running.
 	dir       *datadir.Dir
@@ -55,6 +58,9 @@ type Node struct {
 	leading bool
 	leadAt  uint64 // where the log ended when this node became primary
 	stream  *streaming
+	leader  string // that others were told of; "": none
+	// lastLeader is the last one there was, which a failover is counted by.
+	lastLeader string
 
 	// mu guards the fields below.
 	mu      sync.Mutex
@@ -64,6 +70,7 @@ type Node struct {
 	conns   [2]replication.PeerConnection
 	tails   []string // files with diverged entries
 	tailed  int      // entries in them
+	behind  lagClock
 	done    chan struct{}
 	err     error // of Shutdown
 }

@@ -96,7 +96,11 @@ func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any
 		return nil, err
 	}
 	r := n.step(event{kind: evHeartbeat, peer: h.Peer, epoch: req.Epoch, commit: h.Commit, admit: h.Admit})
-	if !r.granted {
+	if r.granted {
+		n.mu.Lock()
+		n.behind.heard(h.Peer.Last.Position, n.applier.Position(), n.now().boot)
+		n.mu.Unlock()
+	} else {
 		n.signal(n.kick) // ask
 	}
 	resp := &heartbeatResponse{Peer: r.peer, Follows: r.granted}

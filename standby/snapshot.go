@@ -12,6 +12,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/walstream"
 )
 
@@ -73,7 +74,12 @@ func (n *Node) sendSnapshot(peer replication.Peer, w io.Writer) error {
 	if err := writeHead(w, head); err != nil {
 		return err
 	}
-	return snap.Write(w)
+	n.publish(replication.Event{Type: replication.EventSnapshotTaken, Peer: peer.NodeID, Position: head.Mark.Position})
+	if err := snap.Write(w); err != nil {
+		return err
+	}
+	report.Snapshot("sent")
+	return nil
 }
 
 func writeHead(w io.Writer, h *snapshotHead) error {
@@ -115,6 +121,7 @@ func (n *Node) rebuild() {
 	ev := event{kind: evRebuilt}
 	if err == nil {
 		ev = event{kind: evRebuilt, fenced: true, base: head.Mark, epoch: head.Epoch, epochs: head.Epochs}
+		report.Snapshot("received")
 		n.publish(replication.Event{Type: replication.EventSnapshotInstalled, Position: head.Mark.Position})
 	} else if n.ctx.Err() == nil {
 		n.rt.Logger.Warn("this node was not rebuilt", "error", err)

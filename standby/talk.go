@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/transport"
 	"github.com/nornicdb/replication/walstream"
 )
@@ -254,7 +254,7 @@ func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, erro
 	if err := s.n.call(ctx, connData, replication.MsgWALBatch, b.Entries, &resp); err != nil {
 		return walstream.Ack{}, err
 	}
-	metrics.IncrCounter([]string{"replication", "wal_entries_sent_total"}, float32(len(b.Entries)))
+	report.EntriesSent(s.n.view().peer.NodeID, len(b.Entries))
 	return walstream.Ack{Received: resp.ReceivedPosition, Persisted: resp.AckedPosition}, nil
 }
 

@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/transport"
 	"github.com/nornicdb/replication/walstream"
 )
@@ -39,11 +39,7 @@ func (n *Node) Apply(cmd *replication.Command, timeout time.Duration) error {
 func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uint64, error) {
 	start := time.Now()
 	position, err := n.write(ctx, cmds, 0)
-	metrics.MeasureSince([]string{"replication", "apply_seconds"}, start)
-	if err != nil {
-		metrics.IncrCounterWithLabels([]string{"replication", "apply_errors_total"}, 1,
-			[]metrics.Label{{Name: "code", Value: replication.ErrorCode(err)}})
-	}
+	report.Apply(start, err)
 	return position, err
 }
 
@@ -266,7 +262,7 @@ func (n *Node) forward(ctx context.Context, cmds []*replication.Command, hops in
 	if !ok {
 		deadline = time.Now().Add(time.Minute)
 	}
-	metrics.IncrCounter([]string{"replication", "forwarded_total"}, 1)
+	report.Forwarded()
 	// The primary's own word about a write that is not confirmed in time has to be
 	// back before the caller's time is over.
 	left := time.Until(deadline)

@@ -26,7 +26,8 @@ func flag(b bool) float32 {
 }
 
 // Roles that a node of any mode can have; exactly one is 1.
-var roles = []string{"none", "standalone", "leader", "candidate", "follower", "nonvoter", "shutdown", "primary", "standby"}
+var roles = []string{"none", "standalone", "leader", "candidate", "follower", "nonvoter", "shutdown", "primary", "standby",
+	"starting", "fencing", "promoting", "fenced", "rejoining", "rebuilding"}
 
 // Gauges reports a node's health. The zero value is ready; it belongs to one
 // node, and is not safe for concurrent use.
@@ -44,9 +45,12 @@ func (g *Gauges) Report(h *replication.HealthStatus) {
 	metrics.SetGauge(key("commit_index"), float32(h.CommitIndex))
 	metrics.SetGauge(key("applied_index"), float32(h.AppliedIndex))
 	metrics.SetGauge(key("lag_seconds"), float32(h.LagSeconds))
-	degraded := !h.Healthy
+	degraded := !h.Healthy || h.State == "degraded"
 	here := make(map[string]bool, len(h.Peers))
 	for _, p := range h.Peers {
+		if p.ID == "" { // nobody has answered there yet
+			continue
+		}
 		here[p.ID] = true
 		metrics.SetGaugeWithLabels(key("lag_entries"), float32(p.Lag), label("peer", p.ID))
 		metrics.SetGaugeWithLabels(key("peer_healthy"), flag(p.Healthy), label("peer", p.ID))
@@ -80,6 +84,23 @@ func WALBytes(n int64) { metrics.SetGauge(key("wal_bytes"), float32(n)) }
 func Snapshot(direction string) {
 	metrics.IncrCounterWithLabels(key("snapshots_total"), 1, label("direction", direction))
 }
+
+// Epoch reports the number of a fencing epoch.
+func Epoch(number uint64) { metrics.SetGauge(key("epoch"), float32(number)) }
+
+// Fenced counts that this node was fenced by a higher epoch.
+func Fenced() { metrics.IncrCounter(key("fenced_total"), 1) }
+
+// Diverged counts entries that were put aside.
+func Diverged(entries int) { metrics.IncrCounter(key("diverged_entries_total"), float32(entries)) }
+
+// EntriesSent counts log entries that a peer took.
+func EntriesSent(peer string, entries int) {
+	metrics.IncrCounterWithLabels(key("wal_entries_sent_total"), float32(entries), label("peer", peer))
+}
+
+// Forwarded counts a write that was sent on to the leader.
+func Forwarded() { metrics.IncrCounter(key("forwarded_total"), 1) }
 
 // Failover counts a change from one leader to another.
 func Failover() { metrics.IncrCounter(key("failovers_total"), 1) }
