@@ -129,8 +129,7 @@ func TestMembershipByTheBinary(t *testing.T) {
 		require.Zero(t, status, "%v: %s", args, errs)
 		return out
 	}
-	cluster, err := loopbackAddrs(0, demoNodes)
-	require.NoError(t, err)
+	cluster := freeAddrs(t, demoNodes)
 	members := clusterSays(t, at).Members
 	fourth := newProcess(t, t.TempDir(), "n3", cluster[0], []string{members[0].ID + ":" + members[0].Address, members[1].Address})
 	fourth.start()

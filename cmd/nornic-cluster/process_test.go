@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -40,6 +41,28 @@ func binary(env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(append(os.Environ(), asBinary+"=1"), env...)
 	return cmd
+}
+
+var takenPorts sync.Map
+
+// freeAddrs are addresses for processes to listen at. Their ports are below those
+// that the system gives to outgoing connections, one of which would otherwise
+// take a port between now and the start, or a restart, of a process.
+func freeAddrs(t *testing.T, count int) (addrs []string) {
+	t.Helper()
+	for tries := 0; len(addrs) < count; tries++ {
+		require.Less(t, tries, 10_000, "no free ports")
+		addr := fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(22_000))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		require.NoError(t, l.Close())
+		if _, taken := takenPorts.LoadOrStore(addr, true); !taken {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
 }
 
 // process is one serve process.
@@ -96,8 +119,7 @@ const clusterPrefix = "NORNICDB_CLUSTER_"
 // threeProcesses starts n0, n1 and n2; change may change one before it starts.
 func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process {
 	t.Helper()
-	cluster, err := loopbackAddrs(0, demoNodes)
-	require.NoError(t, err)
+	cluster := freeAddrs(t, demoNodes)
 	dir := t.TempDir()
 	var list []*process
 	for i := range cluster {
@@ -121,8 +143,7 @@ func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process 
 // newProcess is a Raft node in a directory below dir, not started.
 func newProcess(t *testing.T, dir, id, addr string, peers []string) *process {
 	t.Helper()
-	web, err := loopbackAddrs(0, demoNodes)
-	require.NoError(t, err)
+	web := freeAddrs(t, 1)
 	log, err := os.Create(filepath.Join(dir, id+".log"))
 	require.NoError(t, err)
 	p := &process{t: t, log: log, url: "http://" + web[0], data: filepath.Join(dir, id),

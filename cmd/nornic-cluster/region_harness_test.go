@@ -36,8 +36,7 @@ func startRegions(t *testing.T, env ...string) *regionProcesses {
 	}
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	r := &regionProcesses{t: t, names: []string{"eu", "us"}, nodes: make(map[string][]*process), wires: make(map[[2]string][]*wire)}
-	addrs, err := loopbackAddrs(0, demoNodes*len(r.names))
-	require.NoError(t, err)
+	addrs := freeAddrs(t, demoNodes*len(r.names))
 	dir := t.TempDir()
 	own := func(region int) []string { return addrs[demoNodes*region : demoNodes*(region+1)] }
 	for i, name := range r.names {

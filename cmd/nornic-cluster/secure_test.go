@@ -67,12 +67,12 @@ var everywhere = []string{
 
 func TestMetricsOfStandalone(t *testing.T) {
 	defer http.DefaultClient.CloseIdleConnections()
-	web, err := loopbackAddrs(0, demoNodes)
-	require.NoError(t, err)
+	web := freeAddrs(t, demoNodes)
 	p := &process{t: t, url: "http://" + web[0], args: []string{"serve", "--http", web[0], "--data", filepath.Join(t.TempDir(), "n")}}
-	p.log, err = os.Create(filepath.Join(t.TempDir(), "log"))
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	require.NoError(t, err)
-	defer p.log.Close()
+	defer log.Close()
+	p.log = log
 	p.start()
 	defer p.kill9()
 	require.Eventually(t, func() bool { return strings.Contains(scrape(t, p.url), "is_leader 1") }, patience, 20*time.Millisecond)

@@ -14,8 +14,7 @@ import (
 // walNodes are three nodes of one cluster on the log store, not yet open.
 func walConfigs(t *testing.T, store string) []*replication.Config {
 	t.Helper()
-	addrs, err := loopbackAddrs(0, demoNodes)
-	require.NoError(t, err)
+	addrs := freeAddrs(t, demoNodes)
 	dir := t.TempDir()
 	var list []*replication.Config
 	for i := range addrs {
