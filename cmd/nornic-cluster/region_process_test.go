@@ -322,3 +322,27 @@ func (r *regionProcesses) fault(name string, rng *rand.Rand) (end func()) {
 		return p.start
 	}
 }
+
+// TestDemoOfRegions is one of the README's commands.
+func TestDemoOfRegions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs six nodes")
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	require.NoError(t, err)
+	defer out.Close()
+	p := &process{t: t, log: out, args: []string{"demo", "--regions", "2", "--import", "testdata/small.jsonl", "--http-port", "0", "--cluster-port", "0"}}
+	p.cmd = binary(nil, p.args...)
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	require.NoError(t, p.cmd.Start())
+	defer func() {
+		if p.cmd.ProcessState == nil {
+			p.kill9()
+		}
+	}()
+	for _, text := range []string{"region region2  http://127.0.0.1:", "12 nodes  30 edges", "all 6 nodes in 2 regions hold the same graph", "leads region1\n", "leads region2\n"} {
+		until(t, text, func() bool { return p.said(text) })
+	}
+	p.signal(os.Interrupt.(syscall.Signal))
+	require.Zero(t, p.exitCode())
+}
