@@ -139,15 +139,24 @@ func (n *Node) stream(ctx context.Context, region string) {
 
 // watch asks another region how it is, and takes over a newer region epoch.
 func (n *Node) watch(ctx context.Context, region string) {
+	silent := false // which was said once
 	for ctx.Err() == nil {
 		askCtx, cancel := context.WithTimeout(ctx, dialTimeout)
 		state, err := n.ask(askCtx, region, false)
+		switch {
+		case err != nil && !silent && ctx.Err() == nil:
+			n.rt.Logger.Warn("another region does not answer", "region", region, "error", err)
+			silent = true
+		case err == nil && silent:
+			n.rt.Logger.Info("another region answers again", "region", region)
+			silent = false
+		}
 		if err == nil {
 			err = n.followEpoch(askCtx, state.Epoch)
 		}
 		cancel()
 		if err != nil {
-			n.rt.Logger.Debug("another region does not say how it is", "region", region, "error", err)
+			n.rt.Logger.Debug("asking another region how it is has failed", "region", region, "error", err)
 		}
 		pause(ctx, markInterval)
 	}
