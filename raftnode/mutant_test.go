@@ -273,15 +273,6 @@ func directed(t *testing.T, mutant raftnode.Option, play func(t *testing.T, c *t
 	t.Errorf("the mutant was not found in %d runs", runs)
 }
 
-func others(c *th.Cluster, m *th.Member) (list []*th.Member) {
-	for _, o := range c.Members {
-		if o != m {
-			list = append(list, o)
-		}
-	}
-	return list
-}
-
 func target(m *th.Member) th.Target {
 	return th.Target{Replicator: m.Replicator(), Property: m.Store().Property}
 }
@@ -299,13 +290,13 @@ func TestMutant_OldHeartbeatConfirmsARead(t *testing.T) {
 		require.Equal(t, th.OutcomeDone, writer.Set(ctx, "r", "v", "old").Outcome)
 		// The leader is far from the others, who are near each other.
 		far := th.Faults{Latency: 450 * time.Millisecond}
-		for _, o := range others(c, old) {
+		for _, o := range old.Peers() {
 			c.Net.SetFaults(old.ID, o.ID, far)
 			c.Net.SetFaults(o.ID, old.ID, far)
 		}
 		<-time.After(5 * time.Second) // virtual
 		// What it sends no longer arrives; what they have sent does.
-		for _, o := range others(c, old) {
+		for _, o := range old.Peers() {
 			c.Net.OneWay(old.ID, o.ID)
 		}
 		var wg sync.WaitGroup
@@ -331,7 +322,7 @@ func TestMutant_WipedVoterVotes(t *testing.T) {
 	directed(t, raftnode.MutantWipedVotes, func(t *testing.T, c *th.Cluster) error {
 		h := th.NewHistory("h")
 		leader := c.WaitLeader(time.Minute)
-		wiped, behind := others(c, leader)[0], others(c, leader)[1]
+		wiped, behind := leader.Peers()[0], leader.Peers()[1]
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		client := h.Client(target(leader))
@@ -368,7 +359,7 @@ func TestMutant_HeartbeatsOverHungDisk(t *testing.T) {
 	directed(t, raftnode.MutantHungLeads, func(t *testing.T, c *th.Cluster) error {
 		leader := c.WaitLeader(time.Minute)
 		leader.Disk().Hang()
-		client := th.NewHistory("h").Client(target(others(c, leader)[0]), target(others(c, leader)[1]))
+		client := th.NewHistory("h").Client(target(leader.Peers()[0]), target(leader.Peers()[1]))
 		took, err := th.CheckProgress(10*leader.Config.Raft.ElectionTimeout, func(ctx context.Context) error {
 			if op := client.Create(ctx); op.Outcome != th.OutcomeDone {
 				return fmt.Errorf("%s", op)

@@ -27,7 +27,7 @@ func scenario(t *testing.T, change func(*th.ClusterConfig), play func(t *testing
 		c.Net.SetDefaultFaults(th.Faults{Latency: time.Millisecond})
 		c.StartAll(t.Context())
 		leader := c.WaitLeader(time.Minute)
-		play(t, c, leader, others(c, leader)[0])
+		play(t, c, leader, leader.Peers()[0])
 	})
 }
 
@@ -138,7 +138,7 @@ func TestScenario_Raft_Leader_Failure(t *testing.T) {
 // acknowledged, nothing is read that may be old, and health says so.
 func TestScenario_Raft_Leader_FailureAlone(t *testing.T) {
 	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, _ *th.Member) {
-		for _, o := range others(c, leader) {
+		for _, o := range leader.Peers() {
 			c.Crash(o)
 		}
 		err := leader.Replicator().Apply(putNode(t, "x", 1), 10*time.Second)
@@ -150,7 +150,7 @@ func TestScenario_Raft_Leader_FailureAlone(t *testing.T) {
 		_, err = leader.Reader().ReadBarrier(ctx, replication.ConsistencyOne)
 		require.NoError(t, err, "what it has it shows to who asks for no more")
 		require.False(t, leader.Health().Healthy)
-		for _, o := range others(c, leader) {
+		for _, o := range leader.Peers() {
 			require.NoError(t, c.Start(t.Context(), o))
 		}
 		apply(t, leader, putNode(t, "y", 1))
@@ -196,6 +196,34 @@ func TestScenario_Raft_Follower_Failure(t *testing.T) {
 		apply(t, follower, putNode(t, "after", 1))
 		stats, _ := c.WaitSame(time.Minute)
 		require.Equal(t, 2, stats.Nodes)
+	})
+}
+
+// TestScenario_Raft_Follower_FailureOfItsLeader: the leader takes a write that a
+// follower sent it, and its answer is lost. The follower gives up on the leader
+// when there is another, which it cannot ask: it does not know what became of
+// the write.
+func TestScenario_Raft_Follower_FailureOfItsLeader(t *testing.T) {
+	scenario(t, nil, func(t *testing.T, c *th.Cluster, leader, follower *th.Member) {
+		apply(t, follower, putNode(t, "before", 1))
+		c.WaitSame(time.Minute)
+		c.Net.OneWay(leader.ID, follower.ID)
+		written := make(chan error, 1)
+		go func() { written <- follower.Replicator().Apply(putNode(t, "taken", 1), 20*time.Second) }()
+		other := follower.Peers()[0]
+		if other == leader {
+			other = follower.Peers()[1]
+		}
+		there := func() bool { _, err := other.Store().Node("taken"); return err == nil }
+		c.Eventually(time.Minute, "the write takes effect", there)
+		c.Net.Isolate(leader.ID)
+		c.Eventually(time.Minute, "the follower knows another leader", func() bool { return follower.Replicator().LeaderID() == other.ID })
+		c.Net.Drop(follower.ID, other.ID)
+		c.Net.Isolate(follower.ID)
+		require.ErrorIs(t, <-written, replication.ErrUnknownOutcome)
+		require.True(t, there())
+		c.Net.Heal()
+		c.WaitSame(time.Minute)
 	})
 }
 

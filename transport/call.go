@@ -92,11 +92,12 @@ func (c *conn) ended(w *waiting, out *outgoing, response any) error {
 	}
 }
 
-// abandon ends a request whose caller gives up.
+// abandon ends a request whose caller gives up. The caller's reason is text in
+// the error: what it wraps would read like the peer's answer.
 func (c *conn) abandon(ctx context.Context, env *envelope, w *waiting, out *outgoing, response any) error {
 	err := fmt.Errorf("%w: no answer from %s", replication.ErrTimeout, c.peer.Addr)
-	if cause := context.Cause(ctx); cause != nil {
-		err = fmt.Errorf("%w: %w", err, cause)
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w (%v)", err, ctx.Err(), context.Cause(ctx))
 	}
 	if out.state.CompareAndSwap(frameQueued, frameWithdrawn) {
 		c.forget(env, w)
