@@ -111,6 +111,9 @@ func (n *Node) leadershipChanged(leads bool) {
 func (n *Node) takeOffice() {
 	n.office <- struct{}{}
 	defer func() { <-n.office }()
+	if n.running() != nil { // Shutdown does not wait for another one
+		return
+	}
 	term := n.raft.CurrentTerm()
 	if n.raft.State() != raft.Leader || n.readyTerm.Load() == term {
 		return
@@ -119,7 +122,7 @@ func (n *Node) takeOffice() {
 		n.giveUpLeadership()
 		return
 	}
-	if err := n.raft.Barrier(0).Error(); err != nil {
+	if err := n.await(n.ctx, n.raft.Barrier(0)); err != nil {
 		n.rt.Logger.Warn("leadership ended before it began", "term", term, "error", err)
 		return
 	}

@@ -314,6 +314,11 @@ func (n *Node) handOver() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*n.cfg.Raft.ElectionTimeout)
 	defer cancel()
 	n.submit.drain(ctx)
+	select { // a barrier that is committed when Raft stops is never answered
+	case n.office <- struct{}{}:
+		<-n.office
+	case <-ctx.Done():
+	}
 	if others, _ := n.otherVoters(); n.raft.State() != raft.Leader || len(others) == 0 || n.rtrans.hung.Load() {
 		return
 	}
