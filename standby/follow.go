@@ -86,11 +86,18 @@ func (s *stepper) rebuilt() {
 func (s *stepper) heartbeat() {
 	p := s.ev.peer
 	s.meet()
-	if s.role != RoleStandby || !s.follows || p.Epoch != s.stored.Epoch || p.Epoch.Owner != p.NodeID {
+	if s.role != RoleStandby || !s.follows || s.refused != "" || p.Epoch != s.stored.Epoch || p.Epoch.Owner != p.NodeID {
 		s.do(action{kind: doReply})
 		return
 	}
-	s.answered = s.now()
+	if s.ev.log.last.Position < p.From { // the stream cannot go on: ask, and be rebuilt
+		s.role, s.follows = RoleRejoining, false
+		s.waiting = "the primary's log no longer goes back to where this one ends"
+		s.do(action{kind: doStop})
+		s.do(action{kind: doReply})
+		return
+	}
+	s.answered, s.waiting = s.now(), ""
 	if s.ev.admit && !s.stored.Admitted {
 		s.stored.Admitted = true
 		s.save()
