@@ -150,11 +150,14 @@ func (s *stepper) admit() {
 	}
 }
 
-// snapshotAsked: a standby that needs a snapshot has lost what it was admitted for.
+// snapshotAsked: a standby that needs a snapshot has lost what it was admitted for,
+// or what it would be: what it said that it had counts for nothing any more.
 func (s *stepper) snapshotAsked() {
-	if s.role == RolePrimary && s.stored.PeerAdmitted {
+	if admitted := s.stored.PeerAdmitted; s.role == RolePrimary && (admitted || s.ack != walstream.Ack{}) {
 		s.raise(false)
-		s.tell(replication.EventDegraded, "the standby is being rebuilt")
+		if admitted {
+			s.tell(replication.EventDegraded, "the standby is being rebuilt")
+		}
 	}
 	s.do(action{kind: doReply, granted: s.role == RolePrimary})
 }

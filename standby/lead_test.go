@@ -1,0 +1,48 @@
+package standby
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/walstream"
+	"github.com/stretchr/testify/require"
+)
+
+// leader is node a, primary of epoch 3, whose log ends at 9; b follows and is not
+// admitted.
+func leader(mode replication.SyncMode) machine {
+	return starter(func(m *machine) {
+		m.mode, m.role, m.contact, m.barrier = mode, RolePrimary, 100*time.Second, 8
+		m.stored = with(ep(3, "a"), func(s *Stored) { s.Epochs = append(s.Epochs, EpochStart{ep(3, "a"), 9}) })
+	})
+}
+
+var leaderLog = logView{last: walstream.Mark{Position: 9, Epoch: ep(3, "a")}, durable: 9, applied: 7}
+
+func follows(m machine, persisted uint64) event {
+	p := *peerB(m.stored, RoleStandby)
+	return event{kind: evHeartbeatAck, epoch: m.stored.Epoch, follows: true, peer: p, now: at(101 * time.Second), sent: at(101 * time.Second),
+		log: leaderLog, ack: walstream.Ack{Received: persisted, Persisted: persisted}}
+}
+
+// What a standby had before it lost its disk counts for nothing when it comes back:
+// it would be admitted without it.
+func TestARebuiltStandbyIsAdmittedForWhatItHasNow(t *testing.T) {
+	m := leader(replication.SyncFull)
+	m, _ = m.step(event{kind: evStreamAck, epoch: ep(3, "a"), now: at(100 * time.Second), log: leaderLog, ack: walstream.Ack{Received: 9, Persisted: 9}})
+	before := m.stored.Epoch
+	m, actions := m.step(event{kind: evSnapshotAsked, now: at(101 * time.Second), log: leaderLog})
+	require.True(t, actions[len(actions)-1].granted)
+	for _, late := range []event{{kind: evStreamAck, epoch: before, ack: walstream.Ack{Received: 9, Persisted: 9}}, follows(m, 7)} {
+		late.now, late.log = at(102*time.Second), leaderLog
+		m, _ = m.step(late)
+		require.False(t, m.stored.PeerAdmitted, "it has 7 of 9")
+	}
+	m, _ = m.step(follows(m, 9))
+	require.True(t, m.stored.PeerAdmitted)
+
+	fresh := leader(replication.SyncFull) // whose standby never had anything
+	after, _ := fresh.step(event{kind: evSnapshotAsked, now: at(101 * time.Second), log: leaderLog})
+	require.Equal(t, fresh.stored, after.stored, "nothing to take back")
+}
