@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -60,6 +61,7 @@ func pairConfig(mode pairMode) th.ClusterConfig {
 		Modes: func(m *th.Member) replication.Modes {
 			return replication.Modes{replication.ModeHAStandby: standby.Mode(
 				standby.WithLogStore(m.Config.LogStore, func(string) (raft.LogStore, error) { return m.Disk().OpenLog(), nil }),
+				standby.WithStates(func() standby.StateDisk { return m.Disk().OpenLog() }),
 				standby.WithBootClock(func() time.Duration { return time.Since(began) }))}
 		},
 	}
@@ -164,49 +166,26 @@ func lostOrKept(kept *int) func(*th.Cluster, []th.Operation) error {
 func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
 	t.Parallel()
 	if testing.Short() {
-		schedules = max(schedules/10, 1)
+		schedules = (schedules + 9) / 10
 	}
 	if *chaosSchedules > 0 {
 		schedules = *chaosSchedules
 	}
-	wipes := false
-	for _, f := range faults {
-		wipes = wipes || f == th.FaultWipe
-	}
 	for _, mode := range pairModes {
-		if wipes && !mode.lossless() {
+		if slices.Contains(faults, th.FaultWipe) && !mode.lossless() {
 			continue // a disk that is gone takes acknowledged writes, and the files, with it
 		}
 		t.Run(mode.String(), func(t *testing.T) {
-			var total th.ChaosReport
-			var asked, kept int
+			var total chaosTotal
 			start := time.Now()
 			for i := range schedules {
-				synctest.Test(t, func(t *testing.T) {
-					x := th.Chaos{Cluster: pairConfig(mode), Seed: *chaosSeed + uint64(i), Faults: faults, Recovery: time.Minute,
-						Except: th.Exceptions{Terms: true, Loss: !mode.lossless()}, Pictures: "testdata/pictures",
-						Prepare: func(c *th.Cluster) error { return waitAdmitted(c, time.Minute) }, Repair: operator(wipes, &asked)}
-					if mode.policy == "consistency" {
-						x.Watch = oneAccepts
-					}
-					if !mode.lossless() {
-						x.Check = lostOrKept(&kept)
-					}
-					report, err := x.Run(t)
-					if err != nil {
-						t.Error(err)
-					}
-					total.Operations += report.Operations
-					total.Done += report.Done
-					total.Unknown += report.Unknown
-					total.Recovered = max(total.Recovered, report.Recovered)
-				})
+				synctest.Test(t, func(t *testing.T) { total.run(t, mode, *chaosSeed+uint64(i), faults) })
 				if t.Failed() {
 					return
 				}
 			}
 			t.Logf("%d schedules, %d operations (%d done, %d unknown), slowest recovery %v, %d lost writes kept in files, %d forced promotions, %v",
-				schedules, total.Operations, total.Done, total.Unknown, total.Recovered, kept, asked, time.Since(start).Round(time.Millisecond))
+				schedules, total.Operations, total.Done, total.Unknown, total.Recovered, total.kept, total.asked, time.Since(start).Round(time.Millisecond))
 			if total.Done < 30*schedules {
 				t.Errorf("only %d operations were done: the checks had little to look at", total.Done)
 			}
@@ -214,25 +193,61 @@ func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
 	}
 }
 
+// chaosTotal is what schedules amount to.
+type chaosTotal struct {
+	th.ChaosReport
+	kept  int // acknowledged writes in files of diverged entries
+	asked int // forced promotions that a node asked for
+}
+
+// run runs a schedule with the checks that its mode, and its faults, leave.
+func (total *chaosTotal) run(t *testing.T, mode pairMode, seed uint64, faults []th.FaultKind) {
+	overruled := slices.Contains(faults, th.FaultOverrule)
+	lossless := mode.lossless() && !overruled
+	x := th.Chaos{Cluster: pairConfig(mode), Seed: seed, Faults: faults, Recovery: time.Minute,
+		Except: th.Exceptions{Terms: true, Loss: !lossless}, Pictures: "testdata/pictures",
+		Prepare: func(c *th.Cluster) error { return waitAdmitted(c, time.Minute) },
+		Repair:  operator(overruled || slices.Contains(faults, th.FaultWipe), &total.asked)}
+	if mode.policy == "consistency" && !overruled {
+		x.Watch = oneAccepts
+	}
+	if !lossless {
+		x.Check = lostOrKept(&total.kept)
+	}
+	report, err := x.Run(t)
+	if err != nil {
+		t.Error(err)
+	}
+	total.Operations += report.Operations
+	total.Done += report.Done
+	total.Unknown += report.Unknown
+	total.Recovered = max(total.Recovered, report.Recovered)
+}
+
+// A thousand schedules in all, a tenth of them in a short run.
+
 func TestChaos_HAStandby_Network(t *testing.T) {
-	runChaos(t, 5, th.FaultLoss, th.FaultLatency, th.FaultDrops, th.FaultReordering)
+	runChaos(t, 12, th.FaultLoss, th.FaultLatency, th.FaultDrops, th.FaultReordering)
 }
 func TestChaos_HAStandby_Hostile(t *testing.T) {
-	runChaos(t, 5, th.FaultCorruption, th.FaultDuplication, th.FaultByzantine)
+	runChaos(t, 12, th.FaultCorruption, th.FaultDuplication, th.FaultByzantine)
 }
-func TestChaos_HAStandby_Partitions(t *testing.T) { runChaos(t, 10, th.FaultPartition) }
-func TestChaos_HAStandby_Crashes(t *testing.T)    { runChaos(t, 10, th.FaultCrash) }
+func TestChaos_HAStandby_Partitions(t *testing.T) { runChaos(t, 25, th.FaultPartition) }
+func TestChaos_HAStandby_Crashes(t *testing.T)    { runChaos(t, 25, th.FaultCrash) }
 func TestChaos_HAStandby_CrashesAndPartitions(t *testing.T) {
-	runChaos(t, 10, th.FaultCrash, th.FaultPartition, th.FaultPause)
+	runChaos(t, 30, th.FaultCrash, th.FaultPartition, th.FaultPause)
 }
 func TestChaos_HAStandby_Disks(t *testing.T) {
-	runChaos(t, 10, th.FaultCrash, th.FaultDisk, th.FaultFull)
+	runChaos(t, 20, th.FaultCrash, th.FaultDisk, th.FaultFull)
 }
 func TestChaos_HAStandby_Wipes(t *testing.T) {
-	runChaos(t, 10, th.FaultWipe, th.FaultCrash, th.FaultPartition)
+	runChaos(t, 40, th.FaultWipe, th.FaultCrash, th.FaultPartition)
+}
+func TestChaos_HAStandby_Overruled(t *testing.T) {
+	runChaos(t, 20, th.FaultOverrule, th.FaultPartition, th.FaultCrash, th.FaultOperator)
 }
 func TestChaos_HAStandby_Everything(t *testing.T) {
-	runChaos(t, 15, th.FaultLoss, th.FaultLatency, th.FaultDrops, th.FaultCorruption, th.FaultDuplication, th.FaultReordering,
+	runChaos(t, 40, th.FaultLoss, th.FaultLatency, th.FaultDrops, th.FaultCorruption, th.FaultDuplication, th.FaultReordering,
 		th.FaultPartition, th.FaultCrash, th.FaultPause, th.FaultDisk, th.FaultFull, th.FaultByzantine, th.FaultOperator, th.FaultClock)
 }
 

@@ -31,9 +31,18 @@ func (n *Node) logView() logView {
 }
 
 // step hands an event to the machine and does what it says, in order. What
-// cannot be done ends this node's part.
+// cannot be done ends this node's part. Nothing is done of a node that has ended.
 func (n *Node) step(ev event) reply {
-	n.role.Lock()
+	r, _ := n.stepFor(context.Background(), ev)
+	return r
+}
+
+// stepFor is step for somebody who waits no longer than ctx for an earlier step,
+// which may itself wait for a disk. With an error nothing was done.
+func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
+	if err := n.role.Lock(ctx); err != nil {
+		return reply{}, err
+	}
 	defer n.role.Unlock()
 	ev.now, ev.log = n.now(), n.logView()
 	if ev.fresh == "" && n.machine.stored.History == "" {
@@ -59,7 +68,7 @@ func (n *Node) step(ev event) reply {
 	n.look(before.role)
 	r.log = n.logView()
 	r.peer = n.machine.state(r.log)
-	return r
+	return r, nil
 }
 
 // look lets others see what the machine now is. n.role is held.
@@ -294,7 +303,9 @@ func (n *Node) compact() {
 func (n *Node) commitLoop() {
 	for {
 		changed := n.log.DurableChanged()
-		n.role.RLock()
+		if n.role.RLock(n.ctx) != nil {
+			return
+		}
 		position, ok := n.machine.commit(n.now(), n.log.Durable().Position)
 		if ok {
 			if position > n.feed.Committed() {
@@ -326,7 +337,9 @@ func (n *Node) command(ctx context.Context, ev event) error {
 	if err := n.running(); err != nil {
 		return err
 	}
-	if r := n.step(ev); !r.granted {
+	if r, err := n.stepFor(ctx, ev); err != nil {
+		return err
+	} else if !r.granted {
 		return fmt.Errorf("%w: %s", replication.ErrNotReady, r.detail)
 	}
 	n.signal(n.commits)

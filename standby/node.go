@@ -35,7 +35,7 @@ type Node struct {
 	// Set by Start before state becomes running.
 	dir       *datadir.Dir
 	nodeID    string
-	file      stateFile
+	file      states
 	applier   *replication.StorageApplier
 	store     raft.LogStore
 	log       *walstream.Log
@@ -102,9 +102,10 @@ var (
 )
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) *Node {
-	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, role: newRoleLock(), changed: make(chan struct{}), done: make(chan struct{}),
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), done: make(chan struct{}),
 		kick: make(chan struct{}, 1), commits: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.role = newRoleLock(n.ctx.Done())
 	return n
 }
 
@@ -156,7 +157,7 @@ func (n *Node) openLocal() error {
 	n.mu.Lock()
 	n.nodeID = dir.Identity().NodeID
 	n.mu.Unlock()
-	n.file = stateFile{dir.Path(stateFileName)}
+	n.file = n.opts.states(dir.Path(stateFileName))
 	stored, err := n.file.load()
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ type UnconfirmedError = replication.UnconfirmedError
 type options struct {
 	logStores map[string]func(dir string) (raft.LogStore, error)
 	bootClock func() time.Duration
+	states    func(path string) states
 }
 
 // Option is a choice of hot-standby mode.
@@ -46,7 +47,8 @@ func WithBootClock(clock func() time.Duration) Option {
 // Mode returns a Constructor with options.
 func Mode(opts ...Option) replication.Constructor {
 	return func(cfg *replication.Config, storage replication.Storage, rt replication.Runtime) (replication.Replicator, error) {
-		o := options{logStores: map[string]func(string) (raft.LogStore, error){boltLogStore: openBolt}, bootClock: bootClock}
+		o := options{logStores: map[string]func(string) (raft.LogStore, error){boltLogStore: openBolt}, bootClock: bootClock,
+			states: func(path string) states { return stateFile{path} }}
 		for _, opt := range opts {
 			opt(&o)
 		}

@@ -32,7 +32,7 @@ func (n *Node) plainBatch(ctx context.Context, req *replication.Request) (any, e
 	if err != nil {
 		return nil, err
 	}
-	if err := n.followPlain(); err != nil {
+	if err := n.followPlain(ctx); err != nil {
 		return nil, err
 	}
 	ack, err := n.receiver.Receive(ctx, walstream.Received{Entries: entries})
@@ -45,8 +45,10 @@ func (n *Node) plainBatch(ctx context.Context, req *replication.Request) (any, e
 
 // followPlain makes the receiver take batches without epoch, unless a step has
 // made this node part of a pair meanwhile.
-func (n *Node) followPlain() error {
-	n.role.RLock()
+func (n *Node) followPlain(ctx context.Context) error {
+	if err := n.role.RLock(ctx); err != nil {
+		return err
+	}
 	defer n.role.RUnlock()
 	if n.machine.stored.History != "" || n.machine.role != RoleStarting {
 		return n.notLeader()
@@ -70,11 +72,15 @@ func (n *Node) plainHeartbeat() (any, error) {
 
 // plainPromote serves code 11 from who cannot be believed an epoch: it promotes
 // the standby of a pair without any, which founds a history with what it has.
-func (n *Node) plainPromote() *replication.PromoteResponse {
+func (n *Node) plainPromote(ctx context.Context) *replication.PromoteResponse {
 	if !n.takesPlain() || !n.plain.Load() {
 		return &replication.PromoteResponse{Error: "the pair has epochs; a message without one promotes nobody"}
 	}
-	if r := n.step(event{kind: evPromote, plain: true}); !r.granted {
+	r, err := n.stepFor(ctx, event{kind: evPromote, plain: true})
+	if err != nil {
+		r.detail = err.Error()
+	}
+	if !r.granted {
 		return &replication.PromoteResponse{Error: r.detail}
 	}
 	return &replication.PromoteResponse{Ready: true}

@@ -22,7 +22,7 @@ func (n *Node) ReadBarrier(ctx context.Context, level replication.Consistency) (
 	var position uint64
 	var err error
 	if m.role == RolePrimary {
-		position, err = n.readIndex()
+		position, err = n.readIndex(ctx)
 	} else if n.leaderOf(&m) != "" {
 		var resp replication.ReadIndexResponse
 		err = n.call(ctx, connData, replication.MsgReadIndex, &replication.ReadIndexRequest{Level: level}, &resp)
@@ -41,8 +41,10 @@ func (n *Node) ReadBarrier(ctx context.Context, level replication.Consistency) (
 // lease, or by the standby's answer to a heartbeat sent after the position was
 // taken; where no standby is admitted, nobody else can have become primary by
 // itself.
-func (n *Node) readIndex() (uint64, error) {
-	n.role.RLock()
+func (n *Node) readIndex(ctx context.Context) (uint64, error) {
+	if err := n.role.RLock(ctx); err != nil {
+		return 0, err
+	}
 	m := n.machine
 	position := max(n.feed.Committed(), n.leadAt)
 	n.role.RUnlock()
@@ -52,7 +54,7 @@ func (n *Node) readIndex() (uint64, error) {
 	if !m.stored.PeerAdmitted || m.consistency && m.leased(n.now()) {
 		return position, nil
 	}
-	follows, err := n.beat()
+	follows, err := n.beat(ctx)
 	if err != nil || !follows {
 		return 0, fmt.Errorf("%w: the standby did not confirm the primary: %v", replication.ErrNoLeader, err)
 	}
@@ -68,7 +70,7 @@ func (n *Node) WaitApplied(ctx context.Context, position uint64) error {
 }
 
 // handleReadIndex serves code 23.
-func (n *Node) handleReadIndex(_ context.Context, req *replication.Request) (any, error) {
+func (n *Node) handleReadIndex(ctx context.Context, req *replication.Request) (any, error) {
 	if err := n.trusted(req); err != nil {
 		return nil, err
 	}
@@ -76,7 +78,7 @@ func (n *Node) handleReadIndex(_ context.Context, req *replication.Request) (any
 	if err := json.Unmarshal(req.Payload, &r); err != nil {
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
-	position, err := n.readIndex()
+	position, err := n.readIndex(ctx)
 	if err != nil {
 		return nil, err
 	}

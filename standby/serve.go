@@ -81,7 +81,7 @@ func (n *Node) batchResponse(ack walstream.Ack) *replication.WALBatchResponse {
 }
 
 // handleHeartbeat serves code 7.
-func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any, error) {
+func (n *Node) handleHeartbeat(ctx context.Context, req *replication.Request) (any, error) {
 	if req.Epoch.IsZero() {
 		return n.plainHeartbeat()
 	}
@@ -95,7 +95,10 @@ func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any
 	if err != nil {
 		return nil, err
 	}
-	r := n.step(event{kind: evHeartbeat, peer: h.Peer, epoch: req.Epoch, commit: h.Commit, admit: h.Admit})
+	r, err := n.stepFor(ctx, event{kind: evHeartbeat, peer: h.Peer, epoch: req.Epoch, commit: h.Commit, admit: h.Admit})
+	if err != nil {
+		return nil, err
+	}
 	if r.granted {
 		n.mu.Lock()
 		n.behind.heard(h.Peer.Last.Position, n.applier.Position(), n.now().boot)
@@ -110,7 +113,7 @@ func (n *Node) handleHeartbeat(_ context.Context, req *replication.Request) (any
 }
 
 // handleFence serves code 9.
-func (n *Node) handleFence(_ context.Context, req *replication.Request) (any, error) {
+func (n *Node) handleFence(ctx context.Context, req *replication.Request) (any, error) {
 	if req.Epoch.IsZero() {
 		if err := n.running(); err != nil {
 			return nil, err
@@ -127,7 +130,10 @@ func (n *Node) handleFence(_ context.Context, req *replication.Request) (any, er
 	if err != nil {
 		return nil, err
 	}
-	r := n.step(event{kind: evFence, peer: f.Peer, epoch: req.Epoch})
+	r, err := n.stepFor(ctx, event{kind: evFence, peer: f.Peer, epoch: req.Epoch})
+	if err != nil {
+		return nil, err
+	}
 	resp := &fenceResponse{Peer: r.peer}
 	resp.FenceResponse = replication.FenceResponse{Fenced: r.granted, WALPosition: r.peer.Durable, Epoch: &r.peer.Epoch}
 	return resp, nil
@@ -143,7 +149,7 @@ func (n *Node) handlePromote(ctx context.Context, req *replication.Request) (any
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
 	if !req.Peer.Hello || n.authenticated() && !req.Peer.Proven {
-		return n.plainPromote(), nil
+		return n.plainPromote(ctx), nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.HA.FailoverTimeout)
 	defer cancel()
@@ -159,11 +165,13 @@ func (n *Node) handleStatus(context.Context, *replication.Request) (any, error) 
 }
 
 // handleState serves code 25.
-func (n *Node) handleState(_ context.Context, req *replication.Request) (any, error) {
+func (n *Node) handleState(ctx context.Context, req *replication.Request) (any, error) {
 	if err := n.trusted(req); err != nil {
 		return nil, err
 	}
-	n.role.RLock()
+	if err := n.role.RLock(ctx); err != nil {
+		return nil, err
+	}
 	defer n.role.RUnlock()
 	p := n.machine.state(n.logView())
 	return &p, nil

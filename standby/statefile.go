@@ -21,6 +21,13 @@ const (
 	maxEpochNumber = 1 << 53
 )
 
+// states keeps what a node has promised: what save was given last, load returns,
+// after a crash too.
+type states interface {
+	load() (Stored, error)
+	save(Stored) error
+}
+
 // stateFile is the small file with what a node has promised. It is replaced
 // atomically, before the node acts on what it says.
 type stateFile struct{ path string }
@@ -74,13 +81,18 @@ func checkEpochs(e replication.Epoch, list []EpochStart) error {
 	return nil
 }
 
-func (f stateFile) save(s Stored) error {
+func formatState(s Stored) ([]byte, error) {
 	data, err := json.Marshal(storedFile{stateFileVersion, s})
+	return append(data, '\n'), err
+}
+
+func (f stateFile) save(s Stored) error {
+	data, err := formatState(s)
 	if err != nil {
 		return err
 	}
 	temp := f.path + ".new"
-	if err := writeSynced(temp, os.O_TRUNC, append(data, '\n')); err != nil {
+	if err := writeSynced(temp, os.O_TRUNC, data); err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
 	if err := os.Rename(temp, f.path); err != nil {

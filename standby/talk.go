@@ -104,7 +104,7 @@ func (n *Node) speakLoop() {
 		}
 		switch n.view().role {
 		case RolePrimary:
-			n.beat()
+			_, _ = n.beat(n.ctx)
 		case RoleStandby, RoleFencing, RolePromoting, RoleRebuilding:
 		default:
 			n.ask()
@@ -149,11 +149,14 @@ func (n *Node) peerState(ctx context.Context, which int) (*Peer, error) {
 }
 
 // beat sends a heartbeat and takes in the answer; follows: the standby follows.
-func (n *Node) beat() (follows bool, err error) {
+// ctx bounds the wait for steps alone: to give an answer up costs the connection.
+func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 	if n.diskHung() {
 		return false, fmt.Errorf("%w: the disk hangs", replication.ErrNotReady)
 	}
-	n.role.RLock()
+	if err := n.role.RLock(ctx); err != nil {
+		return false, err
+	}
 	m := &n.machine
 	if m.role != RolePrimary {
 		n.role.RUnlock()
@@ -164,18 +167,21 @@ func (n *Node) beat() (follows bool, err error) {
 	n.role.RUnlock()
 	req.HeartbeatRequest = replication.HeartbeatRequest{NodeID: n.nodeID, Role: string(RolePrimary),
 		WALPosition: req.Peer.Last.Position, Timestamp: n.rt.Now().UnixNano()}
-	ctx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
+	callCtx, cancel := context.WithTimeout(n.ctx, n.callTimeout())
 	defer cancel()
 	sent := n.now()
 	resp := new(heartbeatResponse)
-	if err := n.call(ctx, connBeat, replication.MsgHeartbeat, req, resp); err != nil {
+	if err := n.call(callCtx, connBeat, replication.MsgHeartbeat, req, resp); err != nil {
 		n.rt.Logger.Debug("heartbeat was not answered", "error", err)
 		return false, err
 	}
 	if err := resp.Peer.check(); err != nil {
 		return false, err
 	}
-	n.step(event{kind: evHeartbeatAck, epoch: epoch, sent: sent, peer: resp.Peer, ack: resp.Peer.ack(), follows: resp.Follows})
+	ev := event{kind: evHeartbeatAck, epoch: epoch, sent: sent, peer: resp.Peer, ack: resp.Peer.ack(), follows: resp.Follows}
+	if _, err := n.stepFor(ctx, ev); err != nil {
+		return false, err
+	}
 	n.signal(n.commits)
 	if resp.Follows {
 		n.ensureStream(epoch, resp.Peer.ack())
@@ -189,7 +195,9 @@ func (n *Node) diskHung() bool { return n.log.HungFor() > n.cfg.HA.FailoverTimeo
 
 // ensureStream streams to a standby that follows the epoch.
 func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {
-	n.role.Lock()
+	if n.role.Lock(n.ctx) != nil {
+		return
+	}
 	defer n.role.Unlock()
 	if n.machine.role != RolePrimary || n.machine.stored.Epoch != epoch {
 		return

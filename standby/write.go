@@ -183,14 +183,14 @@ func (n *Node) writeHere(ctx context.Context, cmds []*replication.Command) (uint
 // propose appends a write on this node, the primary, and waits until it is as
 // safe as the mode promises, and applied.
 func (n *Node) propose(ctx context.Context, g replication.Group) (uint64, error) {
-	entry, result, err := n.append(g)
+	entry, result, err := n.append(ctx, g)
 	if err != nil {
 		return 0, err
 	}
 	select {
 	case r := <-result:
 		if r.Err == nil || !errors.Is(r.Err, replication.ErrUnknownOutcome) {
-			if err := n.mayAcknowledge(entry); err != nil {
+			if err := n.mayAcknowledge(ctx, entry); err != nil {
 				return entry.Position, err
 			}
 		}
@@ -204,8 +204,10 @@ func (n *Node) propose(ctx context.Context, g replication.Group) (uint64, error)
 }
 
 // append gives a write its position, if this node may accept one now.
-func (n *Node) append(g replication.Group) (*walstream.Entry, <-chan replication.Result, error) {
-	n.role.RLock()
+func (n *Node) append(ctx context.Context, g replication.Group) (*walstream.Entry, <-chan replication.Result, error) {
+	if err := n.role.RLock(ctx); err != nil {
+		return nil, nil, err
+	}
 	defer n.role.RUnlock()
 	m := &n.machine
 	// In this order: both grow meanwhile, and the first never passes the second.
@@ -228,11 +230,13 @@ func (n *Node) append(g replication.Group) (*walstream.Entry, <-chan replication
 
 // mayAcknowledge checks the lease again: an answer that comes after it ended could
 // come after another primary has taken over.
-func (n *Node) mayAcknowledge(e *walstream.Entry) error {
+func (n *Node) mayAcknowledge(ctx context.Context, e *walstream.Entry) error {
 	if n.cfg.HA.PartitionPolicy != policyConsistency {
 		return nil
 	}
-	n.role.RLock()
+	if err := n.role.RLock(ctx); err != nil {
+		return &replication.UnconfirmedError{Position: e.Position, Reason: err.Error()}
+	}
 	defer n.role.RUnlock()
 	if n.machine.role != RolePrimary || !n.machine.leased(n.now()) {
 		return &replication.UnconfirmedError{Position: e.Position, Reason: "the lease ended"}

@@ -28,6 +28,10 @@ const (
 	FaultByzantine   FaultKind = "byzantine"   // a stranger replays, forges and lies
 	FaultOperator    FaultKind = "operator"    // leadership is transferred, snapshots are taken
 	FaultClock       FaultKind = "clock"       // wall clocks are off, by up to an hour
+	// FaultOverrule: a node is promoted by force, or told that its peer is down,
+	// whether that is so or not. Not one of AllFaults: what it loses is the
+	// operator's doing.
+	FaultOverrule FaultKind = "overrule"
 )
 
 // AllFaults are all kinds.

@@ -41,6 +41,8 @@ func (d *director) begin(ctx context.Context, i int, s Step) (end func()) {
 		return d.attack(ctx, m, i)
 	case FaultOperator:
 		return d.operate(ctx, m, s)
+	case FaultOverrule:
+		return d.overrule(ctx, m, s)
 	case FaultClock:
 		m.SetClockOffset(time.Duration((s.Roll[0]*2 - 1) * float64(time.Hour)))
 		return func() { m.SetClockOffset(0) }
@@ -157,14 +159,29 @@ func (d *director) operate(ctx context.Context, m *Member, s Step) (end func()) 
 		defer close(done)
 		r := m.Replicator()
 		var err error
-		if s.Roll[0] < 0.5 {
-			if t, ok := r.(replication.Snapshotter); ok {
-				err = t.TakeSnapshot(ctx)
-			}
+		if t, ok := r.(replication.Snapshotter); ok && s.Roll[0] < 0.5 {
+			err = t.TakeSnapshot(ctx)
 		} else if t, ok := r.(replication.Membership); ok {
 			err = t.TransferLeadership(ctx, "")
 		}
 		d.c.Transcript.Add(m.ID, "operator: %v", err)
+	}()
+	return func() { <-done; stop() }
+}
+
+func (d *director) overrule(ctx context.Context, m *Member, s Step) (end func()) {
+	ctx, stop := context.WithTimeout(ctx, 5*time.Second)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r := m.Replicator()
+		var err error
+		if t, ok := r.(replication.Soloer); ok && s.Roll[0] < 0.5 {
+			err = t.Solo(ctx)
+		} else if t, ok := r.(replication.Promoter); ok {
+			err = t.Promote(ctx, true)
+		}
+		d.c.Transcript.Add(m.ID, "overruled: %v", err)
 	}()
 	return func() { <-done; stop() }
 }
