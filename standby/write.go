@@ -2,26 +2,15 @@ package standby
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/forward"
 	"github.com/nornicdb/replication/internal/report"
 	"github.com/nornicdb/replication/transport"
 	"github.com/nornicdb/replication/walstream"
-)
-
-const (
-	// maxHops bounds how often a write is sent on.
-	maxHops = 3
-	// retryWait is the first pause before a write is tried again, when no change
-	// of role ends it sooner.
-	retryWait    = 10 * time.Millisecond
-	retryWaitMax = 250 * time.Millisecond
-	// answerTime is what a forwarded write's answer gets at most to come back.
-	answerTime = 200 * time.Millisecond
 )
 
 // Apply implements replication.Replicator.
@@ -55,62 +44,9 @@ func (n *Node) write(ctx context.Context, cmds []*replication.Command, hops int)
 	if err := ctx.Err(); err != nil {
 		return 0, fmt.Errorf("%w: %w", replication.ErrTimeout, context.Cause(ctx))
 	}
-	repeatable := cmds[0].RequestID != ""
-	pause := retryWait
-	var unknown error // of an earlier try
-	for {
-		changed := n.change()
-		position, err := n.tryWrite(ctx, cmds, hops)
-		if errors.Is(err, replication.ErrUnknownOutcome) && (unknown == nil || tells(err) || !tells(unknown)) {
-			unknown = err
-		}
-		_, verdict := replication.Verdict(err)
-		switch {
-		case err == nil || verdict || errors.Is(err, replication.ErrRequestIDReused):
-			return position, err
-		case !transient(err) || unknown != nil && !repeatable || ctx.Err() != nil:
-			switch {
-			case unknown == nil:
-			case errors.Is(err, replication.ErrUnknownOutcome):
-				err = unknown
-			default:
-				err = fmt.Errorf("%w: %w", unknown, err)
-			}
-			return position, err
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-		case <-n.ctx.Done():
-		}
-		timer.Stop()
-		pause = min(2*pause, retryWaitMax)
-		if n.ctx.Err() != nil {
-			return 0, errors.Join(unknown, replication.ErrClosed)
-		}
-		if ctx.Err() != nil && unknown == nil {
-			return 0, fmt.Errorf("%w: %w", replication.ErrTimeout, err)
-		}
-		if ctx.Err() != nil {
-			return 0, unknown
-		}
-	}
-}
-
-// tells: an error of unknown outcome says where the write stands.
-func tells(err error) bool { return errors.Is(err, replication.ErrUnconfirmed) }
-
-// transient: another try, elsewhere or later, can succeed.
-func transient(err error) bool {
-	for _, t := range []error{replication.ErrNotLeader, replication.ErrNoLeader, replication.ErrNotReady, replication.ErrClosed,
-		replication.ErrUnknownOutcome, replication.ErrWrongPeer} {
-		if errors.Is(err, t) {
-			return true
-		}
-	}
-	return replication.NotSent(err)
+	return forward.Retry{Changed: n.change, Life: n.ctx}.Write(ctx, cmds, func(ctx context.Context) (uint64, error) {
+		return n.tryWrite(ctx, cmds, hops)
+	})
 }
 
 // checkWrite refuses what must not be appended.
@@ -118,22 +54,7 @@ func (n *Node) checkWrite(cmds []*replication.Command) error {
 	if err := replication.ValidateBatch(cmds); err != nil {
 		return err
 	}
-	size := 0
-	for _, c := range cmds {
-		size += len(c.Data) + 256
-		if c.Type == replication.CmdCypher {
-			if _, ok := n.storage.(replication.EffectRecorder); !ok || len(cmds) > 1 {
-				return fmt.Errorf("%w: the storage cannot record what a Cypher command does", replication.ErrOpaqueWrite)
-			}
-		}
-	}
-	if limit := n.maxCommandBytes(); size > limit {
-		return fmt.Errorf("%w: %d bytes, at most %d", replication.ErrCommandTooLarge, size, limit)
-	}
-	if (len(cmds) > 1 || cmds[0].Type == replication.CmdBatchWrite) && !n.applier.Atomic() {
-		return fmt.Errorf("%w: atomic batches need a storage with transactions", replication.ErrUnsupported)
-	}
-	return nil
+	return forward.Limits{Storage: n.storage, Atomic: n.applier.Atomic(), MaxBytes: n.maxCommandBytes()}.Check(cmds)
 }
 
 // maxCommandBytes is what both this node's and its peer's frames take.
@@ -163,21 +84,9 @@ func (n *Node) writeHere(ctx context.Context, cmds []*replication.Command) (uint
 	if cmds[0].Type != replication.CmdCypher {
 		return n.propose(ctx, replication.NewGroup(cmds...))
 	}
-	recorder := n.storage.(replication.EffectRecorder)
-	for { // until no write comes between recording and applying
-		effects, at, err := recorder.RecordEffects(cmds[0])
-		if err != nil {
-			return 0, err
-		}
-		if err := replication.ValidateBatch(effects); err != nil && len(effects) > 0 {
-			return 0, fmt.Errorf("recorded effects: %w", err)
-		}
-		position, err := n.propose(ctx, replication.Group{Commands: effects, RequestID: cmds[0].RequestID, Conditional: true, ValidAt: at,
-			Hash: replication.CommandHash(cmds)})
-		if !errors.Is(err, replication.ErrStaleEffects) {
-			return position, err
-		}
-	}
+	return forward.Opaque{Recorder: n.storage.(replication.EffectRecorder), Outcome: n.applier.Outcome, Propose: n.propose,
+		Settle: func(ctx context.Context) error { return n.applier.WaitApplied(ctx, n.log.Last().Position) },
+	}.Write(ctx, cmds[0])
 }
 
 // propose appends a write on this node, the primary, and waits until it is as
@@ -259,40 +168,10 @@ func (n *Node) unconfirmedReason() string {
 
 // forward sends a write to the peer, which is primary.
 func (n *Node) forward(ctx context.Context, cmds []*replication.Command, hops int) (uint64, error) {
-	if hops >= maxHops {
-		return 0, fmt.Errorf("%w: the write was sent on %d times", replication.ErrNoLeader, hops)
-	}
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(time.Minute)
-	}
 	report.Forwarded()
-	// The primary's own word about a write that is not confirmed in time has to be
-	// back before the caller's time is over.
-	left := time.Until(deadline)
-	left -= min(left/10, answerTime)
-	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(left.Milliseconds(), 1), Hops: hops + 1}
-	var resp replication.ApplyResponse
-	err := n.call(ctx, connData, replication.MsgApply, req, &resp)
-	var unconfirmed *replication.UnconfirmedError
-	if errors.As(err, &unconfirmed) {
-		return unconfirmed.Position, err
-	}
-	if err == nil || replication.NotSent(err) || answered(err) {
-		return resp.Index, err
-	}
-	return 0, fmt.Errorf("%w: sent to the primary: %w", replication.ErrUnknownOutcome, err)
-}
-
-// answered: the error is one that the peer sent, so it says itself what became of
-// the write. Only ErrTimeout is ambiguous: it also stands for no answer.
-func answered(err error) bool {
-	var remote *replication.RemoteError
-	if errors.As(err, &remote) {
-		return false
-	}
-	code := replication.ErrorCode(err)
-	return code != "internal" && code != "timeout" && code != "closed"
+	return forward.Send(ctx, "the primary", cmds, hops, func(ctx context.Context, req, resp any) error {
+		return n.call(ctx, connData, replication.MsgApply, req, resp)
+	})
 }
 
 // handleApply serves code 19, a forwarded write.
@@ -300,18 +179,5 @@ func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, 
 	if err := n.trusted(req); err != nil {
 		return nil, err
 	}
-	var r replication.ApplyRequest
-	if err := json.Unmarshal(req.Payload, &r); err != nil {
-		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
-	}
-	if r.TimeoutMS <= 0 || r.TimeoutMS > time.Hour.Milliseconds() || r.Hops < 1 {
-		return nil, fmt.Errorf("%w: %d ms, %d hops", replication.ErrInvalidTimeout, r.TimeoutMS, r.Hops)
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.TimeoutMS)*time.Millisecond)
-	defer cancel()
-	position, err := n.write(ctx, r.Commands, r.Hops)
-	if err != nil {
-		return nil, err
-	}
-	return &replication.ApplyResponse{Index: position}, nil
+	return forward.Serve(ctx, req.Payload, n.write)
 }

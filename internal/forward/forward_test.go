@@ -81,6 +81,22 @@ func TestOutcomeOfAWriteThatIsTriedAgain(t *testing.T) {
 	}
 }
 
+// The position of a write that is in the log but not confirmed is worth more to
+// the caller than the later word that an answer was lost.
+func TestErrorThatNamesThePositionIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		never := make(chan struct{})
+		r := Retry{Changed: func() <-chan struct{} { return never }, Life: t.Context()}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := r.Write(ctx, []*replication.Command{{RequestID: "r"}},
+			tries(&replication.UnconfirmedError{Position: 12}, Sent("n2", replication.ErrTimeout)))
+		var unconfirmed *replication.UnconfirmedError
+		require.ErrorAs(t, err, &unconfirmed)
+		require.Equal(t, uint64(12), unconfirmed.Position)
+	})
+}
+
 func TestNodeThatClosesLeavesTheOutcomeOfALostTryOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		life, end := context.WithCancel(t.Context())
@@ -147,6 +163,16 @@ func TestForwardedWriteIsBounded(t *testing.T) {
 	cmds := []*replication.Command{replication.NewDeleteNode("a")}
 	_, err := Send(t.Context(), "n2", cmds, maxHops, func(context.Context, any, any) error { t.Fatal("sent"); return nil })
 	require.ErrorIs(t, err, replication.ErrNoLeader)
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	position, err := Send(ctx, "n2", cmds, 0, func(_ context.Context, req, _ any) error {
+		left := time.Duration(req.(*replication.ApplyRequest).TimeoutMS) * time.Millisecond
+		require.Less(t, left, time.Hour-answerTime/2, "the answer has to be back in time")
+		return &replication.UnconfirmedError{Position: 12}
+	})
+	require.ErrorIs(t, err, replication.ErrUnconfirmed)
+	require.Equal(t, uint64(12), position)
 
 	serve := func(r replication.ApplyRequest, write func(ctx context.Context, cmds []*replication.Command, hops int) (uint64, error)) error {
 		payload, err := json.Marshal(r)

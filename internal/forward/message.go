@@ -18,6 +18,10 @@ const (
 	maxTime = time.Hour
 	// defaultTime is given to a write without a deadline.
 	defaultTime = time.Minute
+	// answerTime is what the answer gets at most to come back: the other's own word
+	// about a write that is not confirmed in time has to be here before the caller
+	// gives up.
+	answerTime = 200 * time.Millisecond
 )
 
 // Send sends a write on, which has come over hops nodes, by a call of code 19.
@@ -28,10 +32,14 @@ func Send(ctx context.Context, to string, cmds []*replication.Command, hops int,
 	}
 	left := defaultTime
 	if deadline, ok := ctx.Deadline(); ok {
-		left = min(max(time.Until(deadline), time.Millisecond), maxTime)
+		left = min(time.Until(deadline), maxTime)
+		left -= min(left/10, answerTime)
 	}
 	var resp replication.ApplyResponse
-	err := call(ctx, &replication.ApplyRequest{Commands: cmds, TimeoutMS: left.Milliseconds(), Hops: hops + 1}, &resp)
+	err := call(ctx, &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(left.Milliseconds(), 1), Hops: hops + 1}, &resp)
+	if unconfirmed := (*replication.UnconfirmedError)(nil); errors.As(err, &unconfirmed) {
+		return unconfirmed.Position, err
+	}
 	return resp.Index, Sent(to, err)
 }
 

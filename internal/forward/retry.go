@@ -65,15 +65,22 @@ func (r Retry) Write(ctx context.Context, cmds []*replication.Command, try func(
 	repeatable := cmds[0].RequestID != ""
 	err := r.Until(ctx, func(ctx context.Context) (err error) {
 		position, err = try(ctx)
-		if errors.Is(err, replication.ErrUnknownOutcome) {
+		if errors.Is(err, replication.ErrUnknownOutcome) && (unknown == nil || tells(err) || !tells(unknown)) {
 			unknown = err
 		}
 		return err
 	}, func(err error) bool {
 		return repeatable || !errors.Is(err, replication.ErrUnknownOutcome)
 	})
-	if err != nil && unknown != nil && !Decided(err) && !errors.Is(err, replication.ErrUnknownOutcome) {
+	switch {
+	case err == nil || unknown == nil || Decided(err):
+	case errors.Is(err, replication.ErrUnknownOutcome):
+		err = unknown
+	default:
 		err = fmt.Errorf("%w: %w", unknown, err)
 	}
 	return position, err
 }
+
+// tells: an error of unknown outcome says where the write stands.
+func tells(err error) bool { return errors.Is(err, replication.ErrUnconfirmed) }
