@@ -2,12 +2,11 @@ package region
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/forward"
 )
 
 // setEpoch raises the region epoch: to this region's own next one, or to the
@@ -57,109 +56,44 @@ func (n *Node) followEpoch(ctx context.Context, e replication.Epoch) error {
 	return n.propose(ctx, &logCommand{kind: kindEpoch, body: jsonBody(&e)})
 }
 
-// applyAt sends a write to the region that accepts writes. One that certainly
-// was not sent, or can be repeated, is tried again until ctx ends. One that may
-// have reached a region is repeated only there: another region would take it for
-// a new write until the first one's stream tells it otherwise.
-func (n *Node) applyAt(ctx context.Context, region string, cmds []*replication.Command) (uint64, error) {
-	repeatable := cmds[0].RequestID != ""
-	uncertain := false
-	for {
-		position, err := n.applyOnce(ctx, region, cmds)
-		if err == nil {
-			return position, nil
+// applyAtOwner brings a write to the region that accepts writes. One that
+// certainly was not sent, or can be repeated, is tried again until ctx ends. One
+// that may have reached a region is repeated only there: another region would
+// take it for a new write until the first one's stream tells it otherwise.
+func (n *Node) applyAtOwner(ctx context.Context, cmds []*replication.Command) (uint64, error) {
+	maybeAt, moved := "", false
+	retry := forward.Retry{Changed: func() <-chan struct{} { return nil }, Life: n.ctx, Final: func(error) bool { return moved }}
+	return retry.Write(ctx, cmds, func(ctx context.Context) (uint64, error) {
+		owner := n.writeRegion()
+		if moved = maybeAt != "" && owner != maybeAt; moved {
+			return 0, fmt.Errorf("%w: sent to region %s, the write region is %s now", replication.ErrUnknownOutcome, maybeAt, owner)
 		}
-		unknown := errors.Is(err, replication.ErrUnknownOutcome)
-		_, verdict := replication.Verdict(err)
-		if verdict || errors.Is(err, replication.ErrRequestIDReused) {
-			return 0, err
-		}
-		uncertain = uncertain || unknown
-		again := replication.NotSent(err) || unknown && repeatable || errors.Is(err, replication.ErrNotLeader) ||
-			errors.Is(err, replication.ErrNoLeader) || errors.Is(err, replication.ErrNotReady)
-		if !again || !wait(ctx, n.ctx) {
-			if uncertain && !unknown {
-				err = fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
+		write := n.inner.ApplyBatch
+		if owner != n.settings.Self {
+			write = func(ctx context.Context, cmds []*replication.Command) (uint64, error) {
+				return forward.Send(ctx, "region "+owner, cmds, 0, func(ctx context.Context, req, resp any) error {
+					return n.call(ctx, owner, replication.MsgApply, req, resp)
+				})
 			}
-			return 0, err
 		}
-		next := n.writeRegion()
-		switch {
-		case next == region:
-		case uncertain:
-			return 0, fmt.Errorf("%w: sent to region %s, the write region is %s now: %w", replication.ErrUnknownOutcome, region, next, err)
-		case next == n.settings.Self:
-			return n.inner.ApplyBatch(ctx, cmds)
+		position, err := write(ctx, cmds)
+		if errors.Is(err, replication.ErrUnknownOutcome) {
+			maybeAt = owner
 		}
-		region = next
-	}
-}
-
-// applyOnce sends a write once. If this node cannot tell whether the other
-// region got it, the outcome is unknown.
-func (n *Node) applyOnce(ctx context.Context, region string, cmds []*replication.Command) (uint64, error) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(time.Minute)
-	}
-	timeout := min(max(time.Until(deadline), time.Millisecond), maxForwardTime)
-	req := &replication.ApplyRequest{Commands: cmds, TimeoutMS: timeout.Milliseconds(), Hops: 1}
-	var resp replication.ApplyResponse
-	err := n.call(ctx, region, replication.MsgApply, req, &resp)
-	if err == nil || replication.NotSent(err) {
-		return resp.Index, err
-	}
-	switch replication.ErrorCode(err) {
-	case "internal", "timeout", "closed": // also what this side says where no answer came
-		return 0, fmt.Errorf("%w: sent to region %s: %w", replication.ErrUnknownOutcome, region, err)
-	}
-	var remote *replication.RemoteError
-	if errors.As(err, &remote) {
-		return 0, fmt.Errorf("%w: sent to region %s: %w", replication.ErrUnknownOutcome, region, err)
-	}
-	return 0, err
-}
-
-// maxForwardTime bounds how long the write region works on a write.
-const maxForwardTime = time.Hour
-
-// wait pauses before another try; false: there is none.
-func wait(ctx, life context.Context) bool {
-	timer := time.NewTimer(100 * time.Millisecond)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-	case <-life.Done():
-	}
-	return false
+		return position, err
+	})
 }
 
 // handleApply serves code 19 of another region: a write that this region, as
 // the write region, is to take.
 func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, error) {
-	var r replication.ApplyRequest
-	if err := json.Unmarshal(req.Payload, &r); err != nil {
-		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
-	}
-	if r.TimeoutMS <= 0 || r.TimeoutMS > maxForwardTime.Milliseconds() {
-		return nil, fmt.Errorf("%w: %d ms", replication.ErrInvalidTimeout, r.TimeoutMS)
-	}
-	if err := checkWrites(r.Commands); err != nil {
-		return nil, err
-	}
-	if owner := n.writeRegion(); owner != n.settings.Self {
-		return nil, fmt.Errorf("%w: the write region is %q", replication.ErrNotLeader, owner)
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(r.TimeoutMS)*time.Millisecond)
-	defer cancel()
-	position, err := n.inner.ApplyBatch(ctx, r.Commands)
-	if errors.Is(err, replication.ErrClosed) && !errors.Is(err, replication.ErrUnknownOutcome) {
-		err = fmt.Errorf("%w: %v", replication.ErrNotReady, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &replication.ApplyResponse{Index: position}, nil
+	return forward.Serve(ctx, req.Payload, func(ctx context.Context, cmds []*replication.Command, _ int) (uint64, error) {
+		if err := checkWrites(cmds); err != nil {
+			return 0, err
+		}
+		if owner := n.writeRegion(); owner != n.settings.Self {
+			return 0, fmt.Errorf("%w: the write region is %q", replication.ErrNotLeader, owner)
+		}
+		return n.inner.ApplyBatch(ctx, cmds)
+	})
 }

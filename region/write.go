@@ -96,7 +96,7 @@ func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uin
 		return 0, err
 	}
 	if owner := n.writeRegion(); owner != "" && owner != n.settings.Self {
-		return n.applyAt(ctx, owner, cmds)
+		return n.applyAtOwner(ctx, cmds)
 	}
 	return n.inner.ApplyBatch(ctx, cmds)
 }
