@@ -118,7 +118,8 @@ func (x Chaos) Run(tb testing.TB) (report ChaosReport, err error) {
 	recovered, err := r.recover(ctx)
 	stop()
 	r.check(err)
-	for _, op := range r.hist.Operations() {
+	ops := r.hist.Operations()
+	for _, op := range ops {
 		report.Operations++
 		switch op.Outcome {
 		case OutcomeDone:
@@ -132,6 +133,9 @@ func (x Chaos) Run(tb testing.TB) (report ChaosReport, err error) {
 	report.Terms, report.Recovered, report.Virtual = r.obs.Terms(), recovered, time.Since(start)
 	if err = errors.Join(r.errs...); err != nil {
 		r.c.Transcript.Add("check", "%v", err)
+		for _, op := range ops {
+			r.c.Transcript.Add("history", "%v to %v, %d tries: %s", op.Called.Sub(start), op.Returned.Sub(start), op.Tries, op)
+		}
 		err = fmt.Errorf("seed %d, faults %v: %w", x.Seed, x.Faults, err)
 	}
 	return report, err
