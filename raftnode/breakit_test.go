@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -327,40 +325,6 @@ func TestCommandTooLargeForTheLeaderIsRefusedAtOnce(t *testing.T) {
 	require.ErrorIs(t, err, replication.ErrCommandTooLarge)
 	require.NotErrorIs(t, err, replication.ErrTimeout)
 	require.Less(t, time.Since(start), patience/2)
-}
-
-// slowLink is a connection that carries a number of bytes a second one way.
-type slowLink struct {
-	net.Conn
-	bytesPerSecond int
-}
-
-func (s slowLink) Write(p []byte) (int, error) {
-	written := 0
-	for len(p) > 0 {
-		n, err := s.Conn.Write(p[:min(len(p), s.bytesPerSecond/100)])
-		written += n
-		if err != nil {
-			return written, err
-		}
-		time.Sleep(time.Duration(n) * time.Second / time.Duration(s.bytesPerSecond)) // virtual
-		p = p[n:]
-	}
-	return written, nil
-}
-
-// TestLargeCommandGetsThroughASlowLink: what is accepted into the log must reach
-// the others. If it cannot, nothing behind it can either, on any leader.
-func TestLargeCommandGetsThroughASlowLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		network := &memoryNet{listeners: make(map[string]*memoryListener), conns: make(map[net.Conn]string), cut: make(map[string]bool),
-			wrap: func(c net.Conn) net.Conn { return slowLink{c, 2 << 20} }}
-		nodes := virtualCluster(t, network, false)
-		leader := virtualLeader(t, nodes, nil)
-		require.NoError(t, leader.repl.Apply(putNode(t, "small", 1), time.Minute))
-		require.NoError(t, leader.repl.Apply(putNode(t, "large", strings.Repeat("x", 8<<20)), 5*time.Minute))
-		require.NoError(t, leader.repl.Apply(putNode(t, "behind", 1), time.Minute))
-	})
 }
 
 // TestVoterThatAnswersIsNotTakenForWiped: a Join that was on its way for long
