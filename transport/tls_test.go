@@ -1,66 +1,38 @@
 package transport
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/testca"
 	"github.com/stretchr/testify/require"
 )
 
-// authority issues certificates for the tests.
+// authority issues certificates in files.
 type authority struct {
+	*testca.Authority
 	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
 	file string
 }
 
 func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t, file: filepath.Join(t.TempDir(), "ca.pem")}
-	var err error
-	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)
-	require.NoError(t, err)
-	a.cert, err = x509.ParseCertificate(der)
-	require.NoError(t, err)
-	writePEM(t, a.file, "CERTIFICATE", der)
+	a := &authority{Authority: testca.New(t), t: t, file: filepath.Join(t.TempDir(), "ca.pem")}
+	require.NoError(t, os.WriteFile(a.file, a.PEM, 0o600))
 	return a
-}
-
-func writePEM(t *testing.T, file, kind string, der []byte) {
-	require.NoError(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 }
 
 // issue writes a certificate for 127.0.0.1 into a directory.
 func (a *authority) issue(dir string, serial int64, notAfter time.Time) replication.TLSConfig {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(a.t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
-	require.NoError(a.t, err)
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	require.NoError(a.t, err)
 	cfg := replication.TLSConfig{Enabled: true, CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem"),
 		CAFile: a.file, VerifyClient: true, MinVersion: "1.3"}
-	writePEM(a.t, cfg.CertFile, "CERTIFICATE", der)
-	writePEM(a.t, cfg.KeyFile, "EC PRIVATE KEY", keyDER)
+	cert, key := a.Issue(serial, notAfter)
+	require.NoError(a.t, os.WriteFile(cfg.CertFile, cert, 0o600))
+	require.NoError(a.t, os.WriteFile(cfg.KeyFile, key, 0o600))
 	return cfg
 }
 

@@ -1,18 +1,11 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +16,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/testca"
 	"github.com/stretchr/testify/require"
 )
 
@@ -176,47 +170,11 @@ func TestEveryChangeNeedsTheToken(t *testing.T) {
 	require.ErrorIs(t, err, replication.ErrInvalidConfig)
 }
 
-// authority issues certificates.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t}
-	var err error
-	a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &a.key.PublicKey, a.key)
-	require.NoError(t, err)
-	a.cert, err = x509.ParseCertificate(der)
-	require.NoError(t, err)
-	a.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return a
-}
-
-// issue makes a certificate for 127.0.0.1, as PEM.
-func (a *authority) issue(serial int64, notAfter time.Time) (cert, key []byte) {
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(a.t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &k.PublicKey, a.key)
-	require.NoError(a.t, err)
-	keyDER, err := x509.MarshalECPrivateKey(k)
-	require.NoError(a.t, err)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
-}
-
 // shake makes a TLS handshake with a node's cluster port and returns the serial
 // number of the certificate that it showed.
-func shake(t *testing.T, addr string, a *authority, serial int64, notAfter time.Time) (int64, error) {
+func shake(t *testing.T, addr string, a *testca.Authority, serial int64, notAfter time.Time) (int64, error) {
 	t.Helper()
-	certPEM, keyPEM := a.issue(serial, notAfter)
+	certPEM, keyPEM := a.Issue(serial, notAfter)
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	require.NoError(t, err)
 	raw, err := net.DialTimeout("tcp", addr, patience)
@@ -239,9 +197,9 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 		t.Skip("starts three processes")
 	}
 	defer http.DefaultClient.CloseIdleConnections()
-	old, hour := newAuthority(t), time.Now().Add(time.Hour)
-	write := func(p *process, ca []byte, a *authority, serial int64) {
-		cert, key := a.issue(serial, hour)
+	old, hour := testca.New(t), time.Now().Add(time.Hour)
+	write := func(p *process, ca []byte, a *testca.Authority, serial int64) {
+		cert, key := a.Issue(serial, hour)
 		for name, data := range map[string][]byte{"ca.pem": ca, "cert.pem": cert, "key.pem": key} {
 			path := filepath.Join(filepath.Dir(p.data), filepath.Base(p.data)+"-"+name)
 			require.NoError(t, os.WriteFile(path+".new", data, 0o600))
@@ -253,7 +211,7 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 		files := filepath.Join(filepath.Dir(p.data), filepath.Base(p.data)+"-")
 		p.env = append(p.env, clusterPrefix+"TLS_ENABLED=true", clusterPrefix+"TLS_CERT_FILE="+files+"cert.pem",
 			clusterPrefix+"TLS_KEY_FILE="+files+"key.pem", clusterPrefix+"TLS_CA_FILE="+files+"ca.pem")
-		write(p, old.pem, old, int64(10+i))
+		write(p, old.PEM, old, int64(10+i))
 		for _, e := range p.env {
 			if addr, is := strings.CutPrefix(e, clusterPrefix+"BIND_ADDR="); is {
 				addrs[p] = addr
@@ -268,8 +226,8 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 	require.Equal(t, int64(10), serial)
 
 	// Another authority: first all trust both, then all show the new one's.
-	next := newAuthority(t)
-	both := append(append([]byte(nil), old.pem...), next.pem...)
+	next := testca.New(t)
+	both := append(append([]byte(nil), old.PEM...), next.PEM...)
 	for i, p := range list {
 		write(p, both, old, int64(20+i))
 	}
@@ -282,7 +240,7 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 		require.Equal(t, int64(30+i), serial)
 	}
 	for i, p := range list { // and nobody trusts the old one any more
-		write(p, next.pem, next, int64(40+i))
+		write(p, next.PEM, next, int64(40+i))
 	}
 	victim := leader(t, list)
 	victim.kill9() // not for the certificates: so that new connections are made
@@ -300,7 +258,7 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 
 	// A node does not start with one.
 	p.kill9()
-	cert, key := next.issue(50, time.Now().Add(-time.Minute))
+	cert, key := next.Issue(50, time.Now().Add(-time.Minute))
 	base := filepath.Join(filepath.Dir(p.data), filepath.Base(p.data)+"-")
 	require.NoError(t, os.WriteFile(base+"cert.pem", cert, 0o600))
 	require.NoError(t, os.WriteFile(base+"key.pem", key, 0o600))
