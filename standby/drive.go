@@ -284,7 +284,7 @@ func (n *Node) compactLoop() {
 }
 
 // maxRetainBytes bounds what is kept for a standby that is away.
-const maxRetainBytes = 4 << 30
+const maxRetainBytes = 1 << 30
 
 func (n *Node) compact() {
 	m := n.view()

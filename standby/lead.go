@@ -20,7 +20,7 @@ func (s *stepper) beginPromotion(unfenced bool) {
 	s.stored.promise(e)
 	s.stored.Promoting = true
 	s.save()
-	s.role, s.unfenced, s.waiting = RoleFencing, unfenced, ""
+	s.role, s.unfenced, s.waiting, s.began = RoleFencing, unfenced, "", s.now()
 	s.do(action{kind: doFence})
 	s.tell(replication.EventRoleChanged, string(RoleFencing))
 }

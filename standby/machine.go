@@ -16,8 +16,9 @@ type rules struct {
 	consistency  bool // partition policy
 	auto         bool // AUTO_FAILOVER
 	failover     time.Duration
-	maxLag       uint64 // entries; a standby closer than that is waited for
-	settings     string // what both nodes must have alike
+	answer       time.Duration // what the peer gets to answer a Fence
+	maxLag       uint64        // entries; a standby closer than that is waited for
+	settings     string        // what both nodes must have alike
 }
 
 // lease is how long a heartbeat that was answered lets the primary accept writes
@@ -59,8 +60,9 @@ type machine struct {
 	barrier   uint64 // not alone since the log ended here
 
 	// Of a node on its way to become primary.
-	unfenced bool // it may go on without the other's answer
-	solo     bool // an operator said that the peer is down
+	began    time.Duration // the promotion
+	unfenced bool          // it may go on without the other's answer
+	solo     bool          // an operator said that the peer is down
 }
 
 type eventKind int
@@ -73,6 +75,7 @@ const (
 	evStreamAck              // to a batch: ack
 	evFence                  // epoch is to be promised
 	evFenceAck               // fenced: the peer has stopped
+	evFenceLost              // no answer to it
 	evFetched                // what the peer had more is in the log, or cannot be had
 	evRebuilt                // Storage and log stand on a snapshot: base, epochs
 	evPromote                // an operator's word: force
@@ -150,6 +153,10 @@ func (m machine) step(ev event) (machine, []action) {
 		s.fence()
 	case evFenceAck:
 		s.fenceAck()
+	case evFenceLost:
+		if m.role == RoleFencing && ev.epoch == m.stored.Epoch && m.unfenced && s.quiet() {
+			s.lead()
+		}
 	case evFetched:
 		if m.role == RolePromoting {
 			s.lead()
@@ -293,7 +300,7 @@ func (s *stepper) tick() {
 	case RoleStandby:
 		s.watchPrimary()
 	case RoleFencing:
-		if s.unfenced && s.quiet() {
+		if s.unfenced && s.quiet() && s.now()-s.began >= s.answer {
 			s.lead()
 			return
 		}

@@ -253,7 +253,7 @@ func (n *Node) newMachine(stored Stored) machine {
 	m := machine{stored: stored, role: RoleStarting, started: now, heard: now}
 	ha := &n.cfg.HA
 	m.rules = rules{self: n.nodeID, wantsPrimary: ha.Role == "primary", mode: ha.SyncMode, consistency: ha.PartitionPolicy == policyConsistency,
-		auto: ha.AutoFailover, failover: ha.FailoverTimeout, maxLag: uint64(2 * ha.WALBatchSize),
+		auto: ha.AutoFailover, failover: ha.FailoverTimeout, answer: n.callTimeout(), maxLag: uint64(2 * ha.WALBatchSize),
 		settings: fmt.Sprintf("%s %s failover=%s", ha.SyncMode, ha.PartitionPolicy, ha.FailoverTimeout)}
 	m.hasData, m.dataHistory = n.applier.Position() > 0, n.applier.Identity().History
 	return m

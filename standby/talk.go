@@ -285,6 +285,7 @@ func (n *Node) sendFence() {
 		}
 		if err != nil {
 			n.rt.Logger.Debug("the peer was not fenced", "error", err)
+			n.step(event{kind: evFenceLost, epoch: epoch})
 			return
 		}
 		n.step(event{kind: evFenceAck, epoch: epoch, peer: resp.Peer, fenced: resp.Fenced})

@@ -35,7 +35,7 @@ type LogOptions struct {
 	SyncEntries int
 	SyncBytes   int
 	// CacheEntries and CacheBytes bound the entries kept in memory after they
-	// are durable, 8,192 and 32 MiB.
+	// are durable, 8,192 and 8 MiB.
 	CacheEntries int
 	CacheBytes   int
 	// OnFailure is told once that the log failed. It must not block.
@@ -54,7 +54,7 @@ func (o *LogOptions) setDefaults() {
 	defaultTo(&o.SyncEntries, 4096)
 	defaultTo(&o.SyncBytes, 16<<20)
 	defaultTo(&o.CacheEntries, 8192)
-	defaultTo(&o.CacheBytes, 32<<20)
+	defaultTo(&o.CacheBytes, 8<<20)
 }
 
 // Log is a durable write-ahead log: entries at positions without gaps, each

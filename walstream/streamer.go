@@ -43,7 +43,7 @@ type StreamerOptions struct {
 	BatchBytes   int           // of a batch, 1 MiB; a larger entry goes alone
 	BatchTimeout time.Duration // longest wait to fill one; 0: none, somebody waits for the answer
 	MaxBatches   int           // in flight, 8
-	MaxBytes     int           // in flight, 16 MiB
+	MaxBytes     int           // in flight, 4 MiB
 	SendTimeout  time.Duration // for the answer to one batch, 10 s
 	BackoffMin   time.Duration // first pause after a failure, 50 ms; with jitter
 	BackoffMax   time.Duration // longest, 5 s
@@ -57,7 +57,7 @@ func (o *StreamerOptions) setDefaults() {
 	defaultTo(&o.BatchEntries, 1000)
 	defaultTo(&o.BatchBytes, 1<<20)
 	defaultTo(&o.MaxBatches, 8)
-	defaultTo(&o.MaxBytes, 16<<20)
+	defaultTo(&o.MaxBytes, 4<<20)
 	for _, d := range []struct {
 		field *time.Duration
 		value time.Duration

@@ -1,0 +1,5 @@
+//go:build !race
+
+package standby_test
+
+const raceEnabled = false
