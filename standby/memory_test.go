@@ -26,7 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var stall = flag.Duration("standby.stall", 10*time.Second, "how long the standby stands still in TestMemoryWithAStalledStandby")
+var stall = flag.Duration("standby.stall", 5*time.Second, "how long the standby stands still in TestMemoryWithAStalledStandby")
 
 // asNode makes the test binary be one node in the directory named by it, told
 // what to do on standard input.

@@ -2,6 +2,9 @@ package standby
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"math"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/walstream"
@@ -59,15 +62,23 @@ func (n *Node) followPlain(ctx context.Context) error {
 }
 
 // plainHeartbeat serves code 7 without an epoch.
-func (n *Node) plainHeartbeat() (any, error) {
+func (n *Node) plainHeartbeat(req *replication.Request) (any, error) {
 	if err := n.running(); err != nil {
 		return nil, err
 	}
-	role := n.view().role
-	if n.takesPlain() {
-		role = RoleStandby
+	var h replication.HeartbeatRequest
+	if err := json.Unmarshal(req.Payload, &h); err != nil {
+		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
-	return &replication.HeartbeatResponse{NodeID: n.nodeID, Role: string(role), WALPosition: n.log.Durable().Position}, nil
+	durable := n.log.Durable().Position
+	resp := &replication.HeartbeatResponse{NodeID: n.nodeID, Role: string(n.view().role), WALPosition: durable}
+	if n.takesPlain() {
+		resp.Role = string(RoleStandby)
+		if h.WALPosition > durable {
+			resp.Lag = int64(min(h.WALPosition-durable, math.MaxInt64))
+		}
+	}
+	return resp, nil
 }
 
 // plainPromote serves code 11 from who cannot be believed an epoch: it promotes

@@ -83,7 +83,7 @@ func (n *Node) batchResponse(ack walstream.Ack) *replication.WALBatchResponse {
 // handleHeartbeat serves code 7.
 func (n *Node) handleHeartbeat(ctx context.Context, req *replication.Request) (any, error) {
 	if req.Epoch.IsZero() {
-		return n.plainHeartbeat()
+		return n.plainHeartbeat(req)
 	}
 	if err := n.trusted(req); err != nil {
 		return nil, err
