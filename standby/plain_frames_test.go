@@ -158,7 +158,9 @@ func TestPlainFramesWithASecret(t *testing.T) {
 		old := p.framePeer(p.b)
 		defer old.conn.Close()
 		frame := []byte(`{"t":5,"n":"old","p":` + plainBatch(t, 1) + `}`)
-		go func() { _, _ = old.conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...)) }() // it may be closed meanwhile
+		go func() {
+			_, _ = old.conn.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...))
+		}() // it may be closed meanwhile
 		said, err := io.ReadAll(old.conn)
 		require.NoError(t, err, "one answer, then the connection ends")
 		require.Contains(t, string(said), "unauthenticated")

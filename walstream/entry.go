@@ -88,8 +88,12 @@ func msgpackHandle() *codec.MsgpackHandle {
 
 var handle = msgpackHandle()
 
-// encoders are kept, as making one costs more than an entry.
-var encoders = sync.Pool{New: func() any { return codec.NewEncoderBytes(nil, handle) }}
+// encoders and decoders are kept, as making one costs more than an entry.
+var (
+	encoders = sync.Pool{New: func() any { return codec.NewEncoderBytes(nil, handle) }}
+	decoders = sync.Pool{New: func() any { return codec.NewDecoderBytes(nothing, handle) }}
+	nothing  = []byte{} // what one that is kept refers to
+)
 
 // stored is an entry with its stored form, on its way into the log. The
 // checksum is that of version and payload until seal adds the position.
@@ -142,15 +146,18 @@ func encode(epoch replication.Epoch, at time.Time, g replication.Group) (stored,
 func (r *record) marshal() ([]byte, error) {
 	enc := encoders.Get().(*codec.Encoder)
 	defer encoders.Put(enc)
-	payload := make([]byte, 0, r.sizeBound())
+	data := make([]byte, entryHeadBytes, entryHeadBytes+r.sizeBound())
+	data[0] = entryVersion1
+	payload := data[entryHeadBytes:] // there is room for it behind the head
 	enc.ResetBytes(&payload)
 	if err := enc.Encode(r); err != nil {
 		return nil, err
 	}
-	enc.ResetBytes(new([]byte)) // lets go of the payload
-	data := make([]byte, entryHeadBytes, entryHeadBytes+len(payload))
-	data[0] = entryVersion1
-	return append(data, payload...), nil
+	enc.ResetBytes(&nothing)
+	if cap(payload) == cap(data)-entryHeadBytes {
+		return data[:entryHeadBytes+len(payload)], nil
+	}
+	return append(data, payload...), nil // it has moved, as the room was too small
 }
 
 func (r *record) sizeBound() int {
@@ -214,14 +221,16 @@ func decodeBytes(data []byte, v any) (err error) {
 			err = fmt.Errorf("msgpack: %v", r)
 		}
 	}()
-	dec := codec.NewDecoderBytes(data, handle)
-	if err := dec.Decode(v); err != nil {
-		return err
+	dec := decoders.Get().(*codec.Decoder) // one that panics is not kept
+	dec.ResetBytes(data)
+	err = dec.Decode(v)
+	n := dec.NumBytesRead()
+	dec.ResetBytes(nothing)
+	decoders.Put(dec)
+	if err == nil && n != len(data) {
+		err = fmt.Errorf("%d bytes after the payload", len(data)-n)
 	}
-	if n := dec.NumBytesRead(); n != len(data) {
-		return fmt.Errorf("%d bytes after the payload", len(data)-n)
-	}
-	return nil
+	return err
 }
 
 func (r *record) entry() (*Entry, error) {
