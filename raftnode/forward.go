@@ -111,6 +111,7 @@ func (n *Node) proposeHere(ctx context.Context, cmds []*replication.Command) (ui
 
 // proposeGroup proposes what a client sent, in the owner's form.
 func (n *Node) proposeGroup(ctx context.Context, g replication.Group) (uint64, error) {
+	sent := g.Commands
 	if wrap := n.opts.owner.Wrap; wrap != nil {
 		if g.Hash == ([16]byte{}) {
 			g.Hash = replication.CommandHash(g.Commands)
@@ -122,7 +123,7 @@ func (n *Node) proposeGroup(ctx context.Context, g replication.Group) (uint64, e
 	}
 	position, err := n.fillLeader(n.submit.propose(ctx, g))
 	if err == nil && n.opts.owner.Committed != nil {
-		err = n.opts.owner.Committed(ctx, position)
+		err = n.opts.owner.Committed(ctx, sent)
 	}
 	return position, err
 }

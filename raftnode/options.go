@@ -85,8 +85,8 @@ type Owner struct {
 	// proposed.
 	Wrap func(g replication.Group) (replication.Group, error)
 	// Committed is called on the leader when a write is applied, before it is
-	// answered; its error is the answer.
-	Committed func(ctx context.Context, position uint64) error
+	// answered, with the commands that the client sent; its error is the answer.
+	Committed func(ctx context.Context, sent []*replication.Command) error
 	// Health adds to what a running node says of itself; what it says for the
 	// cluster as its leader has the same.
 	Health func(h *replication.HealthStatus)

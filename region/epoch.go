@@ -77,8 +77,11 @@ func (n *Node) applyAtOwner(ctx context.Context, cmds []*replication.Command) (u
 			}
 		}
 		position, err := write(ctx, cmds)
-		if errors.Is(err, replication.ErrUnknownOutcome) {
+		switch {
+		case errors.Is(err, replication.ErrUnknownOutcome):
 			maybeAt = owner
+		case replication.NotSent(err):
+			err = fmt.Errorf("%w: region %s, which accepts the writes, cannot be reached: %w", replication.ErrNotReady, owner, err)
 		}
 		return position, err
 	})

@@ -352,3 +352,30 @@ func TestHealthSaysHowFarOtherRegionsAre(t *testing.T) {
 		}())
 	})
 }
+
+// TestPromotionWithoutTheOtherRegion: in semi_sync, too, where a write waits for
+// it; and until then a write that is not sent says so.
+func TestPromotionWithoutTheOtherRegion(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 15, two, func(_ string, cfg *replication.Config) {
+			cfg.Region.WriteRegion, cfg.Region.CrossRegionMode = "eu", replication.SyncSemi
+		})
+		f.apply("us", put(t, "x", nil))
+		for _, m := range f.nodes["eu"] {
+			f.Crash(m)
+		}
+		f.Eventually(time.Minute, "the broken connections are noticed", func() bool {
+			return f.leader("us").Replicator().Health().Federation.Regions[0].State == "silent"
+		})
+		err := f.leader("us").Replicator().Apply(put(t, "y", nil), time.Minute)
+		require.ErrorIs(t, err, replication.ErrNotReady)
+		require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+		require.ErrorContains(t, err, "region eu")
+		for _, m := range f.nodes["us"] {
+			require.NoError(t, node(m).PromoteRegion(bounded(t, 10*time.Second)), "it does not wait for the region that is lost")
+		}
+		require.Equal(t, replication.Epoch{Number: 2, Owner: "us"}, f.leader("us").Replicator().Health().Federation.Epoch)
+		err = f.leader("us").Replicator().Apply(put(t, "z", nil), 10*time.Second)
+		require.ErrorIs(t, err, region.ErrUnconfirmed)
+	})
+}

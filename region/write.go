@@ -113,9 +113,10 @@ func (n *Node) writeRegion() string {
 
 // committed holds the answer of a semi_sync write back until another region has
 // it. The leader waits for all that its outbox held when the write was applied,
-// which the write is part of.
-func (n *Node) committed(ctx context.Context, _ uint64) error {
-	if n.cfg.Region.CrossRegionMode != replication.SyncSemi {
+// which the write is part of. A promotion waits for nobody: it is made when the
+// other region is lost.
+func (n *Node) committed(ctx context.Context, sent []*replication.Command) error {
+	if n.cfg.Region.CrossRegionMode != replication.SyncSemi || len(sent) == 1 && sent[0].Type == cmdPromote {
 		return nil
 	}
 	v, _ := n.machine.now()
