@@ -61,8 +61,7 @@ func (h *httpHandler) routes() []httpRoute {
 		{"POST /admin/solo", post(h, h.solo)},
 		{"POST /admin/promote", post(h, h.promote)},
 		{"POST /admin/region/promote", post(h, h.promoteRegion)},
-		// No mode offers this yet; it says so, like any ability that is missing.
-		{"POST /admin/region/remove", post(h, h.missing)},
+		{"POST /admin/region/remove", post(h, h.removeRegion)},
 		{"GET /admin/conflicts", h.conflicts},
 		{"POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
 			post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)
@@ -294,8 +293,6 @@ type statusView struct {
 }
 
 var errNoAbility = fmt.Errorf("%w in this mode", ErrUnsupported)
-
-func (h *httpHandler) missing(context.Context, *json.RawMessage) error { return errNoAbility }
 
 type addRequest struct {
 	NodeID  string `json:"node_id"`

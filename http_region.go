@@ -75,6 +75,18 @@ func (h *httpHandler) resolve(ctx context.Context, key string, q *Resolution) er
 	return errNoAbility
 }
 
+type removeRegionRequest struct {
+	RegionID string `json:"region_id"`
+}
+
+// removeRegion is a later step of multi-region mode.
+func (h *httpHandler) removeRegion(context.Context, *removeRegionRequest) error {
+	if _, ok := h.r.(RegionPromoter); ok {
+		return fmt.Errorf("%w: regions cannot be removed yet", ErrUnsupported)
+	}
+	return errNoAbility
+}
+
 func (h *httpHandler) promoteRegion(ctx context.Context, _ *struct{}) error {
 	if p, ok := h.r.(RegionPromoter); ok {
 		return p.PromoteRegion(ctx)

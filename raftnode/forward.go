@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/internal/forward"
@@ -175,7 +174,6 @@ func (n *Node) forward(ctx context.Context, addr string, cmds []*replication.Com
 	if !n.cfg.Raft.ForwardWrites || n.transport == nil {
 		return 0, n.notLeader()
 	}
-	metrics.IncrCounter([]string{"replication", "forwarded_total"}, 1)
 	if cmds[0].RequestID != "" {
 		var stop func()
 		ctx, stop = n.whileLeads(ctx, addr)

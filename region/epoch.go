@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/internal/forward"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 // setEpoch raises the region epoch: to this region's own next one, or to the
@@ -61,30 +63,39 @@ func (n *Node) followEpoch(ctx context.Context, e replication.Epoch) error {
 // that may have reached a region is repeated only there: another region would
 // take it for a new write until the first one's stream tells it otherwise.
 func (n *Node) applyAtOwner(ctx context.Context, cmds []*replication.Command) (uint64, error) {
-	maybeAt, moved := "", false
+	start := time.Now()
+	owner, maybeAt, moved := "", "", false
 	retry := forward.Retry{Changed: func() <-chan struct{} { return nil }, Life: n.ctx, Final: func(error) bool { return moved }}
-	return retry.Write(ctx, cmds, func(ctx context.Context) (uint64, error) {
-		owner := n.writeRegion()
+	position, err := retry.Write(ctx, cmds, func(ctx context.Context) (position uint64, err error) {
+		owner = n.writeRegion()
 		if moved = maybeAt != "" && owner != maybeAt; moved {
 			return 0, fmt.Errorf("%w: sent to region %s, the write region is %s now", replication.ErrUnknownOutcome, maybeAt, owner)
 		}
-		write := n.inner.ApplyBatch
-		if owner != n.settings.Self {
-			write = func(ctx context.Context, cmds []*replication.Command) (uint64, error) {
-				return forward.Send(ctx, "region "+owner, cmds, 0, func(ctx context.Context, req, resp any) error {
-					return n.call(ctx, owner, replication.MsgApply, req, resp)
-				})
-			}
+		if owner == n.settings.Self {
+			position, err = n.inner.ApplyBatch(ctx, cmds)
+		} else {
+			position, err = n.sendTo(ctx, owner, cmds)
 		}
-		position, err := write(ctx, cmds)
-		switch {
-		case errors.Is(err, replication.ErrUnknownOutcome):
+		if errors.Is(err, replication.ErrUnknownOutcome) {
 			maybeAt = owner
-		case replication.NotSent(err):
-			err = fmt.Errorf("%w: region %s, which accepts the writes, cannot be reached: %w", replication.ErrNotReady, owner, err)
 		}
 		return position, err
 	})
+	if owner != n.settings.Self || moved { // or the inner node has reported it
+		report.Apply(start, err)
+	}
+	return position, err
+}
+
+// sendTo sends a write to the region that accepts writes.
+func (n *Node) sendTo(ctx context.Context, owner string, cmds []*replication.Command) (uint64, error) {
+	position, err := forward.Send(ctx, "region "+owner, cmds, 0, func(ctx context.Context, req, resp any) error {
+		return n.call(ctx, owner, replication.MsgApply, req, resp)
+	})
+	if replication.NotSent(err) {
+		err = fmt.Errorf("%w: region %s, which accepts the writes, cannot be reached: %w", replication.ErrNotReady, owner, err)
+	}
+	return position, err
 }
 
 // handleApply serves code 19 of another region: a write that this region, as

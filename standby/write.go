@@ -168,7 +168,6 @@ func (n *Node) unconfirmedReason() string {
 
 // forward sends a write to the peer, which is primary.
 func (n *Node) forward(ctx context.Context, cmds []*replication.Command, hops int) (uint64, error) {
-	report.Forwarded()
 	return forward.Send(ctx, "the primary", cmds, hops, func(ctx context.Context, req, resp any) error {
 		return n.call(ctx, connData, replication.MsgApply, req, resp)
 	})

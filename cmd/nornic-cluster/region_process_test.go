@@ -178,7 +178,7 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	require.Contains(t, errs, "active-active")
 	_, errs, status = runCommand(t, "region", "remove", "eu", "--addr", us.url)
 	require.Equal(t, 1, status)
-	require.Contains(t, errs, "unsupported")
+	require.Contains(t, errs, "regions cannot be removed yet (unsupported)")
 	out, errs, status = runCommand(t, "status", "--addr", us.url)
 	require.Zero(t, status, errs)
 	require.Contains(t, out, "region us; all regions accept writes")
@@ -203,6 +203,7 @@ func TestRegionsPromotion(t *testing.T) {
 		v := clusterSays(t, follower(t, r.nodes[name]).url)
 		require.Equal(t, []any{name, name, epoch}, []any{v.Region, v.WriteRegion, v.RegionEpoch})
 	}
+	require.Regexp(t, `\nnornicdb_replication_forwarded_total [1-9]`, scrape(t, r.nodes["us"][0].url))
 	// What eu takes now stays there until it is back.
 	r.cut()
 	loads[1].more(30)

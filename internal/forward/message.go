@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/report"
 )
 
 const (
@@ -35,6 +36,7 @@ func Send(ctx context.Context, to string, cmds []*replication.Command, hops int,
 		left = min(time.Until(deadline), maxTime)
 		left -= min(left/10, answerTime)
 	}
+	report.Forwarded()
 	var resp replication.ApplyResponse
 	err := call(ctx, &replication.ApplyRequest{Commands: cmds, TimeoutMS: max(left.Milliseconds(), 1), Hops: hops + 1}, &resp)
 	if unconfirmed := (*replication.UnconfirmedError)(nil); errors.As(err, &unconfirmed) {
