@@ -67,6 +67,15 @@ func TestClusterThroughEverythingThatCanHappenToANode(t *testing.T) {
 		all()
 		c.WaitRole(time.Minute, leader, "follower")
 
+		c.Net.Isolate(leader.ID)
+		next := c.WaitLeader(time.Minute, leader)
+		write(next)
+		position := next.Store().Stats().Position
+		require.Less(t, leader.Store().Stats().Position, position, "it is cut off")
+		c.Net.Heal()
+		c.WaitPosition(time.Minute, position)
+		require.GreaterOrEqual(t, leader.Store().Stats().Position, position)
+
 		leader.SetClockOffset(time.Hour)
 		for _, want := range []string{"stops", "crashes", "is to crash at its write", "its disk is wiped", "is paused", "goes on", "clock offset 1h", "event leader_changed", "incarnation 2 starts"} {
 			require.Contains(t, c.Transcript.String(), want)
