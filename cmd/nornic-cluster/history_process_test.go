@@ -157,6 +157,13 @@ func TestHistoriesOnProcesses(t *testing.T) {
 		t.Skip("three processes and several faults take a while")
 	}
 	list := isolatedProcesses(t)
+	historyOn(t, list, processFaults(t, list))
+}
+
+// historyOn plays faults under load, one after the other, and checks what the
+// clients saw.
+func historyOn(t *testing.T, list []*process, faults map[string]func(p *process) (end func())) {
+	t.Helper()
 	defer http.DefaultClient.CloseIdleConnections()
 	leader(t, list)
 	client := &http.Client{Timeout: 10 * time.Second, Transport: tokenSender{&http.Transport{DisableKeepAlives: true}}}
@@ -177,7 +184,7 @@ func TestHistoriesOnProcesses(t *testing.T) {
 	for i := range 6 {
 		wg.Go(func() { work(ctx, stop, h, all, i) })
 	}
-	for name, fault := range processFaults(t, list) {
+	for name, fault := range faults {
 		for round := range max(1, *faultRounds/4) {
 			victim := list[rand.IntN(3)]
 			if round%2 == 0 {
