@@ -157,8 +157,18 @@ func (n *Node) notLeader() error {
 	return &replication.NotLeaderError{LeaderID: string(id), LeaderAddr: string(addr)}
 }
 
-// proposeEffects proposes what an opaque command does.
+// proposeEffects proposes what an opaque command does. One at a time: of several
+// recorded at one state only the first would be valid, and one of them could be
+// too late again and again.
 func (n *Node) proposeEffects(ctx context.Context, cmd *replication.Command) (uint64, error) {
+	select {
+	case n.recording <- struct{}{}:
+		defer func() { <-n.recording }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w: not proposed: %w", replication.ErrTimeout, context.Cause(ctx))
+	case <-n.ctx.Done():
+		return 0, replication.ErrClosed
+	}
 	return forward.Opaque{Recorder: n.storage.(replication.EffectRecorder), Outcome: n.applier.Outcome, Propose: n.proposeGroup,
 		Settle: func(ctx context.Context) error {
 			if err := n.await(ctx, n.raft.Barrier(timeLeft(ctx))); err != nil {

@@ -56,6 +56,7 @@ type Node struct {
 	// entry of its own; 0 while it has not.
 	readyTerm  atomic.Uint64
 	office     chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
+	recording  chan struct{} // holds the one opaque command whose effects are on their way
 	progress   lagTracker
 	gauges     report.Gauges          // housekeeping alone
 	lastLeader string                 // loop alone: who led last
@@ -96,7 +97,7 @@ var (
 )
 
 func newNode(cfg *replication.Config, storage replication.Storage, rt replication.Runtime, o options) (*Node, error) {
-	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1), changing: make(chan struct{}, 1),
+	n := &Node{cfg: cfg, storage: storage, rt: rt, opts: o, changed: make(chan struct{}), office: make(chan struct{}, 1), recording: make(chan struct{}, 1), changing: make(chan struct{}, 1),
 		peers: make(map[string]replication.PeerConnection), done: make(chan struct{}), started: make(chan struct{})}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n, nil
