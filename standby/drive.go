@@ -325,6 +325,10 @@ func (n *Node) commitLoop() {
 
 // Promote implements replication.Promoter.
 func (n *Node) Promote(ctx context.Context, force bool) error {
+	if m := n.view(); force && n.running() == nil && m.role != RolePrimary {
+		n.rt.Logger.Warn("a promotion is forced: what the primary acknowledged after the end of this node's log is lost to the pair",
+			"ends", n.log.Last().Position, "admitted", m.stored.Admitted, "primary was last heard of at", m.peer.Last.Position)
+	}
 	return n.command(ctx, event{kind: evPromote, force: force})
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -112,9 +113,18 @@ func promoteCommand() *cobra.Command {
 	var force bool
 	cmd := order("promote", "Make a standby the primary (hot standby)", "promote --addr http://127.0.0.1:7475",
 		"/admin/promote", 0, func(_ []string, body map[string]any) error { body["force"] = force; return nil }, "promoted")
-	cmd.Flags().BoolVar(&force, "force", false, "also where the primary cannot be reached")
+	cmd.Flags().BoolVar(&force, "force", false, "also where the primary cannot be reached or the standby may lack writes: those are lost to the pair")
+	cmd.PostRun = func(*cobra.Command, []string) {
+		if force {
+			fmt.Fprintln(os.Stderr, forcedPromotion)
+		}
+	}
 	return cmd
 }
+
+// forcedPromotion is what may be lost by one.
+const forcedPromotion = "forced: writes that the old primary acknowledged and this node had not received are not in its graph; " +
+	"if that node comes back, they are in its diverged/ directory"
 
 // postAdmin sends an order to a node once: whether one whose answer was lost was
 // carried out is the operator's to find out.

@@ -111,4 +111,11 @@ func TestHotStandbyMetrics(t *testing.T) {
 	p.whole()
 	shows(t, winner, map[string]float64{`snapshots_total{direction="sent"}`: before + 1, "degraded": 0})
 	shows(t, loser, map[string]float64{`snapshots_total{direction="received"}`: 1})
+
+	// An order that may lose writes says so.
+	winner.kill9()
+	_, said, status := runCommand(t, "promote", "--force", "--addr", loser.url)
+	require.Zero(t, status, said)
+	require.Contains(t, said, "not in its graph")
+	require.True(t, health(loser).IsLeader)
 }
