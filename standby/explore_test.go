@@ -14,13 +14,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const (
-	maxModelMessages = 4
-	maxModelWrites   = 3
-	maxModelCrashes  = 2
-	maxModelLeads    = 2
-)
-
 func duration(t time_) time.Duration { return time.Duration(t) * time.Second }
 func ticks(d time.Duration) time_    { return time_(d / time.Second) }
 
@@ -44,9 +37,17 @@ var modelConfigs = []modelConfig{
 	{replication.SyncSemi, true, false},
 }
 
+// Within wide there is more than can be looked at: it is explored as far as the budget
+// goes, nearest first, and by random schedules beyond. Within narrow a million worlds
+// leave nothing out.
+var (
+	wide   = bounds{messages: 4, writes: 3, crashes: 2, leads: 2}
+	narrow = bounds{messages: 1, writes: 1, crashes: 1, leads: 1}
+)
+
 // newWorld is a pair that has been running: a is primary, b follows.
 func newWorld(c modelConfig, mutants ...mutant) *world {
-	w := &world{now: 10, mutants: mutants}
+	w := &world{now: 10, mutants: mutants, bounds: wide}
 	first := replication.Epoch{Number: 1, Owner: "a"}
 	for i := range w.nodes {
 		n := &w.nodes[i]
@@ -81,7 +82,7 @@ func (w *world) moves() []move {
 			add("restart "+id, func(w *world) { w.restart(i) })
 			continue
 		}
-		if w.crashes < maxModelCrashes {
+		if w.crashes < w.bounds.crashes {
 			add("crash "+id, func(w *world) { w.crash(i, 0) })
 			if len(n.wal) > n.durable {
 				add("crash after the write of "+id, func(w *world) { w.crash(i, len(w.nodes[i].wal)) })
@@ -90,7 +91,7 @@ func (w *world) moves() []move {
 		if n.durable < len(n.wal) {
 			add("sync "+id, func(w *world) { w.nodes[i].durable = len(w.nodes[i].wal); w.settle() })
 		}
-		if w.writes < maxModelWrites && n.m.accepts(w.instant()) {
+		if w.writes < w.bounds.writes && n.m.accepts(w.instant()) {
 			add("write "+id, func(w *world) { w.write(i) })
 		}
 		if n.m.role == RolePrimary && n.told < uint64(len(n.wal)) {
@@ -104,10 +105,10 @@ func (w *world) moves() []move {
 				add("the snapshot of "+id+" fails", func(w *world) { w.event(i, event{kind: evRebuilt}, nil, -1) })
 			}
 		}
-		if w.leads < maxModelLeads && n.m.role == RoleStandby && n.m.stored.Admitted {
+		if w.leads < w.bounds.leads && n.m.role == RoleStandby && n.m.stored.Admitted {
 			add("promote "+id, func(w *world) { w.operate(i, event{kind: evPromote}) })
 		}
-		if w.leads < maxModelLeads && w.words > 0 {
+		if w.leads < w.bounds.leads && w.words > 0 {
 			add("force "+id, func(w *world) { w.words--; w.operate(i, event{kind: evPromote, force: true}) })
 			add("solo "+id, func(w *world) { w.words--; w.operate(i, event{kind: evSolo}) })
 		}
@@ -116,7 +117,7 @@ func (w *world) moves() []move {
 		name := fmt.Sprintf("%d from %s", m.kind, modelIDs[m.from])
 		add("deliver "+name, func(w *world) { w.deliver(k, -1) })
 		add("lose "+name, func(w *world) { w.msgs = append(w.msgs[:k:k], w.msgs[k+1:]...) })
-		if w.crashes < maxModelCrashes && (m.kind == stateKind || m.kind == fenceKind || m.kind == fenceAckKind || m.kind == snapshotKind) {
+		if w.crashes < w.bounds.crashes && (m.kind == stateKind || m.kind == fenceKind || m.kind == fenceAckKind || m.kind == snapshotKind) {
 			for limit := 1; limit < 6; limit++ {
 				add(fmt.Sprint("deliver ", name, " and crash after ", limit), func(w *world) { w.deliver(k, limit) })
 			}
@@ -143,31 +144,44 @@ func (w *world) pending(i int) bool {
 }
 
 // bounded: the world is within what is explored.
-func (w *world) bounded() bool { return w.leads <= maxModelLeads && w.crashes <= maxModelCrashes }
+func (w *world) bounded() bool { return w.leads <= w.bounds.leads && w.crashes <= w.bounds.crashes }
 
 type visit struct {
 	w      *world
 	parent int32
+	depth  int32
 	name   string
 }
 
-// explore looks at every world within the bounds, nearest first, as many as
-// budget; it returns the number seen and the moves to the first violation.
-func explore(start *world, budget int) (seen int, trace []string) {
+// exploration is what was seen of a world's future.
+type exploration struct {
+	worlds    int
+	depth     int32
+	exhausted bool     // no other world is within the bounds
+	trace     []string // the moves to the first violation
+}
+
+// explore looks at every world within the bounds, nearest first, until no new one
+// appears or there are budget of them.
+func explore(start *world, budget int) (x exploration) {
 	seed := maphash.MakeSeed()
 	known := map[uint64]struct{}{maphash.Bytes(seed, start.key()): {}}
-	queue := []visit{{start, -1, "start"}}
-	for at := 0; at < len(queue) && len(known) < budget; at++ {
+	queue := []visit{{start, -1, 0, "start"}}
+	for at := 0; at < len(queue); at++ {
 		w := queue[at].w
+		x.worlds, x.depth = len(known), queue[at].depth
+		if x.worlds >= budget {
+			return x
+		}
 		for _, mv := range w.moves() {
 			next := w.clone()
 			mv.do(next)
 			if next.bad != "" {
-				trace = []string{mv.name, next.bad}
+				x.trace = []string{mv.name, next.bad}
 				for i := int32(at); i >= 0; i = queue[i].parent {
-					trace = append([]string{queue[i].name}, trace...)
+					x.trace = append([]string{queue[i].name}, x.trace...)
 				}
-				return len(known), trace
+				return x
 			}
 			if !next.bounded() {
 				continue
@@ -177,11 +191,12 @@ func explore(start *world, budget int) (seen int, trace []string) {
 				continue
 			}
 			known[h] = struct{}{}
-			queue = append(queue, visit{next, int32(at), mv.name})
+			queue = append(queue, visit{next, int32(at), x.depth + 1, mv.name})
 		}
 		queue[at].w = nil
 	}
-	return len(known), nil
+	x.exhausted = true
+	return x
 }
 
 // wander follows one random schedule; weights make faults rarer than progress.
@@ -211,20 +226,26 @@ func wander(w *world, rng *rand.Rand, steps int) []string {
 func budget() (worlds, schedules int) {
 	switch {
 	case os.Getenv("STANDBY_EXPLORE") != "":
-		return 1_000_000, 200_000
+		return 2_000_000, 200_000
 	case testing.Short():
 		return 20_000, 2_000
 	}
-	return 60_000, 8_000
+	return 100_000, 8_000
 }
 
 func TestInvariantsHoldEverywhere(t *testing.T) {
+	t.Parallel()
 	worlds, schedules := budget()
 	for _, c := range modelConfigs {
 		t.Run(c.String(), func(t *testing.T) {
-			seen, trace := explore(newWorld(c), worlds)
-			require.Empty(t, trace, strings.Join(trace, "\n"))
-			require.Greater(t, seen, worlds/2, "the exploration ended early")
+			t.Parallel()
+			for _, b := range []bounds{wide, narrow} {
+				w := newWorld(c)
+				w.bounds = b
+				x := explore(w, worlds)
+				require.Empty(t, x.trace, strings.Join(x.trace, "\n"))
+				t.Logf("within %+v: %d worlds, up to %d moves; exhausted: %t", b, x.worlds, x.depth, x.exhausted)
+			}
 			for seed := range schedules {
 				w := newWorld(c)
 				w.words = seed % 3

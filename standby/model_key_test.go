@@ -2,6 +2,8 @@ package standby
 
 import (
 	"encoding/binary"
+	"slices"
+	"strings"
 
 	"github.com/nornicdb/replication"
 )
@@ -58,32 +60,39 @@ func (w *world) key() []byte {
 		entries(n.wal)
 		num(uint64(n.durable))
 		num(uint64(len(n.storage)))
-		num(n.commit)
 		entries(n.tail)
-		num(n.told)
 		if !n.up {
 			continue
 		}
 		stored(&n.m.stored)
+		num(n.commit)
 		b = append(b, n.m.role...)
+		age(ticks(max(n.m.started, n.m.answered)))
 		age(ticks(n.m.started))
-		age(ticks(n.m.heard))
-		age(ticks(n.m.answered))
-		age(ticks(n.m.contact))
-		age(ticks(n.m.leaseFrom.boot))
 		flag(n.m.follows)
 		flag(n.m.peerKnown)
-		flag(n.m.alone)
-		flag(n.m.hasLease)
 		flag(n.m.unfenced)
 		flag(n.m.solo)
+		if n.m.role != RolePrimary { // one that steps down begins anew with these
+			age(ticks(n.m.heard))
+			peer(&n.m.peer)
+			continue
+		}
+		ep(n.m.peer.Epoch)
+		num(n.told)
+		age(ticks(n.m.contact))
+		age(ticks(n.m.leaseFrom.boot))
+		flag(n.m.hasLease)
+		flag(n.m.alone)
 		num(n.m.barrier)
 		num(n.m.ack.Received)
 		num(n.m.ack.Persisted)
-		peer(&n.m.peer)
 	}
-	for i := range w.msgs {
-		m := &w.msgs[i]
+	// Which message was sent first makes no difference.
+	nodes := len(b)
+	var texts []string
+	for _, m := range w.msgs {
+		from := len(b)
 		num(uint64(m.kind))
 		num(uint64(m.from))
 		ep(m.epoch)
@@ -98,7 +107,10 @@ func (w *world) key() []byte {
 		flag(m.flag)
 		flag(m.life == w.nodes[1-m.from].life)
 		flag(m.life == w.nodes[m.from].life)
+		texts = append(texts, string(b[from:]))
 	}
+	slices.Sort(texts)
+	b = append(b[:nodes], strings.Join(texts, "|")...)
 	num(uint64(w.writes))
 	num(uint64(w.crashes))
 	num(uint64(w.leads))

@@ -63,6 +63,9 @@ type modelNode struct {
 	wasFirst bool
 }
 
+// bounds of what is looked at.
+type bounds struct{ messages, writes, crashes, leads int }
+
 // mutant breaks one rule, to show that the exploration sees it.
 type mutant string
 
@@ -81,7 +84,7 @@ const (
 
 type world struct {
 	nodes   [2]modelNode
-	msgs    []message
+	msgs    []*message // none is changed
 	now     time_
 	writes  int
 	crashes int
@@ -90,6 +93,7 @@ type world struct {
 	acked   []modelEntry
 	used    []replication.Epoch // epochs somebody was primary of
 	bad     string
+	bounds  bounds
 	mutants []mutant
 	// What an operator's word has made possible, as the spec has it: acknowledged
 	// writes may be in a file instead of at the primary, and two may accept writes.
@@ -102,12 +106,11 @@ var modelIDs = [2]string{"a", "b"}
 
 func (w *world) clone() *world {
 	c := *w
-	c.msgs = slices.Clone(w.msgs)
-	c.acked = slices.Clone(w.acked)
-	c.used = slices.Clone(w.used)
+	// Elements are never changed: what is appended goes elsewhere.
+	c.msgs, c.acked, c.used = slices.Clip(w.msgs), slices.Clip(w.acked), slices.Clip(w.used)
 	for i := range c.nodes {
 		n := &c.nodes[i]
-		n.wal, n.storage, n.tail = slices.Clone(n.wal), slices.Clone(n.storage), slices.Clone(n.tail)
+		n.wal, n.storage, n.tail = slices.Clip(n.wal), slices.Clip(n.storage), slices.Clip(n.tail)
 	}
 	return &c
 }
@@ -186,8 +189,8 @@ func (w *world) send(m message) {
 			return
 		}
 	}
-	if len(w.msgs) < maxModelMessages {
-		w.msgs = append(w.msgs, m)
+	if len(w.msgs) < w.bounds.messages {
+		w.msgs = append(w.msgs, &m)
 	}
 }
 
@@ -461,8 +464,8 @@ func (w *world) receive(i int, b message) {
 
 // deliver hands the k-th message over; the receiver crashes after limit actions.
 func (w *world) deliver(k, limit int) {
-	m := w.msgs[k]
-	w.msgs = slices.Delete(w.msgs, k, k+1)
+	m := *w.msgs[k]
+	w.msgs = append(w.msgs[:k:k], w.msgs[k+1:]...)
 	to := 1 - m.from
 	n := &w.nodes[to]
 	if !n.up {
