@@ -301,15 +301,33 @@ func (n *Node) fetch(epoch replication.Epoch, upTo uint64) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.HA.FailoverTimeout)
 	defer cancel()
 	err := n.fetchEntries(ctx, upTo)
+	for err != nil && ctx.Err() == nil && !finalFetch(err) { // the connection broke: the other has stopped, and waits
+		n.rt.Logger.Debug("fetching again", "have", n.log.Last().Position, "of", upTo, "error", err)
+		n.sleep(n.cfg.HA.Heartbeat / 2)
+		err = n.fetchEntries(ctx, upTo)
+	}
 	if err != nil {
 		n.rt.Logger.Warn("what the other node has more could not be had", "have", n.log.Last().Position, "of", upTo, "error", err)
 	}
-	if err := n.log.Sync(ctx); err != nil {
+	syncCtx, end := context.WithTimeout(n.ctx, diskTimeout)
+	defer end()
+	if err := n.log.Sync(syncCtx); err != nil {
 		n.rt.Logger.Error("what was fetched is not durable", "error", err)
 	}
 	if v := n.view(); v.stored.Epoch == epoch {
 		n.step(event{kind: evFetched})
 	}
+}
+
+// finalFetch: to ask again would change nothing.
+func finalFetch(err error) bool {
+	for _, e := range []error{walstream.ErrDiverged, walstream.ErrStaleEpoch, walstream.ErrCorrupt, walstream.ErrAhead, walstream.ErrFailed,
+		replication.ErrForeignHistory, replication.ErrClosed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // fetchEntries asks from the own last entry on: that the other has the same there

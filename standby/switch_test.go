@@ -1,0 +1,41 @@
+package standby_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nornicdb/replication"
+	th "github.com/nornicdb/replication/testharness"
+	"github.com/stretchr/testify/require"
+)
+
+// The connections break while a promoted standby fetches what it lacks of a primary
+// that is alive and has stopped: it goes on fetching, and loses nothing.
+func TestPlannedSwitchWhoseFetchIsCutOff(t *testing.T) {
+	for cut := range 12 {
+		synctest.Test(t, func(t *testing.T) {
+			cfg := pairConfig(pairMode{replication.SyncAsync, "availability"})
+			configure := cfg.Configure
+			cfg.Configure = func(m *th.Member, cfg *replication.Config) {
+				configure(m, cfg)
+				cfg.HA.WALBatchSize = 4
+			}
+			c := th.NewCluster(t, cfg)
+			c.StartAll(t.Context())
+			require.NoError(t, waitAdmitted(c, time.Minute))
+			primary, other := c.Members[0], c.Members[1]
+			c.Net.SetDefaultFaults(th.Faults{Latency: 20 * time.Millisecond})
+			ids := puts(t, primary, "a", 60) // faster than they arrive
+			done := make(chan error)
+			go func() { done <- other.Replicator().(replication.Promoter).Promote(t.Context(), false) }()
+			<-time.After(time.Duration(60+20*cut) * time.Millisecond)
+			c.Net.Drop("n1", "n2")
+			require.NoError(t, <-done)
+			require.NoError(t, waitAdmitted(c, time.Minute))
+			require.Equal(t, other, primaryOf(c))
+			holdSame(t, c, ids...)
+			require.Empty(t, primary.Health().Reasons, "nothing had to be put aside")
+		})
+	}
+}
