@@ -41,6 +41,17 @@ func (n *Node) trusted(req *replication.Request) error {
 	return nil
 }
 
+// met is trusted for messages that say what the sender is: it must have answered
+// at the configured address before.
+func (n *Node) met(req *replication.Request) error {
+	err := n.trusted(req)
+	if err == nil && n.view().peer.NodeID == "" {
+		n.signal(n.kick) // ask
+		err = fmt.Errorf("%w: the peer has not been asked yet who it is", replication.ErrNotReady)
+	}
+	return err
+}
+
 // authenticated: peers have something to prove.
 func (n *Node) authenticated() bool {
 	return n.cfg.Secret != "" || n.cfg.SecretFile != "" || n.cfg.TLS.Enabled && n.cfg.TLS.VerifyClient
@@ -85,7 +96,7 @@ func (n *Node) handleHeartbeat(ctx context.Context, req *replication.Request) (a
 	if req.Epoch.IsZero() {
 		return n.plainHeartbeat(req)
 	}
-	if err := n.trusted(req); err != nil {
+	if err := n.met(req); err != nil {
 		return nil, err
 	}
 	h, err := decode(req.Payload, func(h *heartbeatRequest) *Peer { return &h.Peer })
@@ -120,7 +131,7 @@ func (n *Node) handleFence(ctx context.Context, req *replication.Request) (any, 
 		}
 		return &replication.FenceResponse{WALPosition: n.log.Durable().Position}, nil
 	}
-	if err := n.trusted(req); err != nil {
+	if err := n.met(req); err != nil {
 		return nil, err
 	}
 	f, err := decode(req.Payload, func(f *fenceRequest) *Peer { return &f.Peer })
