@@ -105,10 +105,7 @@ func (s *stepper) heartbeatAck() {
 		return
 	}
 	s.meet()
-	if s.role != RolePrimary || !s.mayBeMet(p) {
-		return
-	}
-	if !s.ev.follows {
+	if s.role != RolePrimary || s.refused != "" || !s.mayBeMet(p) || !s.ev.follows {
 		return
 	}
 	s.contact = s.now()

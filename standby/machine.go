@@ -215,6 +215,9 @@ func (s *stepper) meet() {
 		s.refused = fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
 			p.NodeID, p.Settings, s.self, s.settings)
 		s.waiting = s.refused
+		if p.NodeID != s.self {
+			s.peer.NodeID = p.NodeID // so that it hears of it, too
+		}
 		return
 	}
 	s.refused = ""
