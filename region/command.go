@@ -35,6 +35,7 @@ const (
 	kindEpoch    kind = 8 // another region has become it
 	kindStage    kind = 9 // rows of another region's state
 	kindMerge    kind = 10
+	kindCollect  kind = 11 // settles more of what all regions have
 )
 
 // logCommand is one entry of a region's log. Which fields it has depends on
@@ -104,7 +105,7 @@ func decodeCommand(data []byte) (*logCommand, error) {
 		return c, c.decodeWrite(rest)
 	case c.kind == kindRemote:
 		return c, c.decodeRemote(rest)
-	case c.kind >= kindMark && c.kind <= kindMerge:
+	case c.kind >= kindMark && c.kind <= kindCollect:
 		c.body = rest
 		return c, nil
 	}

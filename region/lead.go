@@ -36,38 +36,53 @@ func (n *Node) lead() (stop func()) {
 	}
 }
 
-// housekeeping founds the settings, writes down the cursors, and marks.
+// housekeeping proposes what is due: the settings, marks, cursors, and settling.
 func (n *Node) housekeeping(ctx context.Context) {
 	tick := time.NewTicker(max(n.cfg.Region.BatchTimeout, 50*time.Millisecond))
 	defer tick.Stop()
 	var marked time.Time
-	for {
+	left := uint64(0) // uncollected at the last look
+	for ctx.Err() == nil {
 		v, _ := n.machine.now()
-		var c *logCommand
-		switch {
-		case v.settings == nil:
-			c = &logCommand{kind: kindSettings, body: jsonBody(n.settings)}
-		case v.status.NeedsMark && time.Since(marked) >= markInterval && n.alarmedBy() == nil: // a mark takes a position too
-			c = &logCommand{kind: kindMark, wallMS: n.wallMS()}
-			marked = time.Now()
-		default:
-			if more := n.acks.beyond(v.head.Cursors, v.head.Last); more != nil {
-				c = &logCommand{kind: kindCursors, body: jsonBody(more)}
-			}
-		}
+		c := n.due(&v, time.Since(marked) >= markInterval, left)
+		left = v.status.Uncollected
 		if c != nil {
 			proposeCtx, cancel := context.WithTimeout(ctx, proposeTimeout)
-			if err := n.propose(proposeCtx, c); err != nil {
-				n.rt.Logger.Debug("an entry of the leader's own was not committed", "kind", c.kind, "error", err)
-			}
+			err := n.propose(proposeCtx, c)
 			cancel()
+			switch {
+			case err != nil:
+				n.rt.Logger.Debug("an entry of the leader's own was not committed", "kind", c.kind, "error", err)
+			case c.kind == kindMark:
+				marked = time.Now()
+			case c.kind == kindCollect: // there may be much of it
+				left = 0
+				continue
+			}
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return
 		}
 	}
+}
+
+// due is what the leader is to propose now; nil: nothing. What is left to be
+// settled goes down by itself while there are writes.
+func (n *Node) due(v *view, mayMark bool, left uint64) *logCommand {
+	if v.settings == nil {
+		return &logCommand{kind: kindSettings, body: jsonBody(n.settings)}
+	}
+	if v.status.NeedsMark && mayMark && n.alarmedBy() == nil { // a mark takes a position too
+		return &logCommand{kind: kindMark, wallMS: n.wallMS()}
+	}
+	if more := n.acks.beyond(v.head.Cursors, v.head.Last); more != nil {
+		return &logCommand{kind: kindCursors, body: jsonBody(more)}
+	}
+	if v.status.Uncollected > 0 && v.status.Uncollected >= left {
+		return &logCommand{kind: kindCollect}
+	}
+	return nil
 }
 
 // sink is another region as the other side of a stream.

@@ -260,6 +260,8 @@ func (t *txn) apply(c *logCommand) error {
 		return t.setEpoch(c)
 	case kindStage:
 		return t.stage(c.body)
+	case kindCollect:
+		return t.core.Collect()
 	default:
 		return t.merge(c)
 	}

@@ -16,7 +16,7 @@ import (
 func TestOnBoltgraph(t *testing.T) {
 	for seed := range uint64(6) {
 		h := makeHistory(seed, 60)
-		h.nodes, h.regions = 3, 2
+		h.nodes, h.regions, h.budget = 3, 2, 0
 		s := newSim(h)
 		for i := range h.steps {
 			require.NoError(t, s.step(&h.steps[i]))

@@ -17,6 +17,7 @@ type Core struct {
 	head   header
 	counts Counts
 	failed error
+	budget int // of collect
 
 	// while an entry is applied
 	w        write
@@ -69,7 +70,7 @@ func Load(store Store, self string, settings Settings) (*Core, error) {
 		return nil, fmt.Errorf("%w: region %q is not one of %q", ErrSettings, self, settings.Regions)
 	}
 	c := &Core{store: store, head: header{settings: settings, self: index},
-		nodes: make(map[string]*node), edges: make(map[edgeKey]*edge), at: make(map[string][]*edge)}
+		nodes: make(map[string]*node), edges: make(map[edgeKey]*edge), at: make(map[string][]*edge), budget: collectKeys}
 	row, err := store.GetMeta([]byte(rowHeader))
 	if err != nil || row == nil {
 		return c, err
@@ -98,6 +99,9 @@ type Status struct {
 	Clock uint64
 	// NeedsMark says that others wait to hear what this region has applied.
 	NeedsMark bool
+	// Uncollected is how many entries are in the cut and not looked at yet:
+	// Collect does.
+	Uncollected uint64
 	// Rows and Bytes are the metadata of nodes and edges that are not settled.
 	Rows, Bytes uint64
 	// Conflicting is the number of nodes and edges with open conflicts; manual
@@ -123,6 +127,9 @@ func (h *header) status() Status {
 	s := Status{Settings: h.settings, Self: h.settings.Regions[h.self], Applied: h.applied, Cut: h.cut(), Seen: h.seen,
 		Clock: h.lastTime, NeedsMark: h.unmarked, Rows: h.rows, Bytes: h.bytes, Conflicting: h.conflicts}
 	s.Seen[h.self] = h.applied
+	for i := range s.Cut {
+		s.Uncollected += s.Cut[i] - h.collected[i]
+	}
 	return s
 }
 
@@ -232,6 +239,21 @@ func (c *Core) Mark(wallMS uint64) (*Entry, error) {
 	})
 }
 
+// Collect settles more of what is in the cut than entries do by the way. An idle
+// region calls it while Status.Uncollected is not zero.
+func (c *Core) Collect() error {
+	if c.failed != nil {
+		return c.failed
+	}
+	c.w = write{dot: Dot{Region: c.head.self}}
+	c.budget *= collectMore
+	defer func() { c.budget /= collectMore }()
+	return c.finished(func() error { return nil })
+}
+
+// collectMore is how much more Collect does than an entry.
+const collectMore = 16
+
 // Remote merges an entry of another region's stream. wallMS is the proposing
 // leader's wall reading. fresh is false for a duplicate, which changes nothing.
 // ErrGap and ErrInvalidEntry are answers to the sender, ErrAhead is an alarm;
@@ -319,24 +341,30 @@ func (c *Core) acceptVector(v *Vector) error {
 
 // finish brings Storage and rows in line with the registers.
 func (c *Core) finish() error {
-	return c.finished(func(keys []string) error { return c.enqueue(c.w.dot, keys) })
+	cut := c.head.cut()
+	if cut.Covers(c.w.dot) && !mutants.collectNothing {
+		return c.finished(func() error { return c.settleTouched(&cut) })
+	}
+	return c.finished(func() error {
+		keys, err := c.saveTouched()
+		if err != nil {
+			return err
+		}
+		return c.enqueue(c.w.dot, keys)
+	})
 }
 
-// finished is finish; queue gets the keys of what was touched and has a row.
-func (c *Core) finished(queue func(keys []string) error) error {
+// finished is finish; save writes the rows of what was touched.
+func (c *Core) finished(save func() error) error {
 	err := c.materialise()
 	if _, verdict := replication.Verdict(err); verdict && c.w.dot.Region == c.head.self {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	var keys []string
 	if err == nil {
-		keys, err = c.saveTouched()
+		err = save()
 	}
 	if err == nil {
-		err = queue(keys)
-	}
-	if err == nil {
-		err = c.collect()
+		err = c.collect(c.budget)
 	}
 	if err == nil {
 		err = c.store.SetMeta([]byte(rowHeader), c.head.encode())

@@ -14,6 +14,7 @@
 //	entry, err := core.Local(wallMS, cmds...) // a client's write; entry goes to the outbox
 //	fresh, err := core.Remote(wallMS, entry)  // an entry of another region
 //	entry, err = core.Mark(wallMS)            // idle, and core.Status().NeedsMark
+//	err = core.Collect()                      // idle, and core.Status().Uncollected > 0
 //	entry, err = core.Resolve(wallMS, key, resolution)
 //	err = core.MergeState(wallMS, rows)       // beyond the reach of an outbox
 //

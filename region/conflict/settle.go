@@ -107,6 +107,53 @@ func (c *Core) saveEdge(e *edge) ([]byte, error) {
 	return key, c.setRow(key, e.encode, &e.rowState, conflict)
 }
 
+// settleTouched does for an entry that is in the cut when it is applied, as in
+// the second of two regions every entry is, what saveTouched, enqueue and collect
+// do one after the other, without writing rows that go again at once.
+func (c *Core) settleTouched(cut *Vector) error {
+	var later waiting
+	edges := c.sortedEdges()
+	for _, e := range edges { // first, as the deletion of a node looks for their rows
+		shown, err := c.edgeShown(e)
+		if err != nil {
+			return err
+		}
+		if e.inStorage = shown; !e.dirty {
+			continue
+		}
+		if _, err := c.saveEdge(e); err != nil {
+			return err
+		}
+	}
+	for _, n := range c.sortedNodes() {
+		if n.inStorage = c.shown(n); !n.dirty {
+			continue
+		}
+		n.registers(func(r *register) { r.trim(&c.head.applied) })
+		n.dropCopies()
+		wait, err := c.examineNode(n, cut)
+		if err != nil {
+			return err
+		}
+		if n.hasRow && wait != (Dot{}) {
+			later.add(wait, string(n.key[len(rowPrefix):]))
+		}
+	}
+	for _, e := range edges {
+		if !e.dirty || !e.hasRow {
+			continue
+		}
+		wait, err := c.examineEdge(e, cut)
+		if err != nil {
+			return err
+		}
+		if e.hasRow && wait != (Dot{}) {
+			later.add(wait, string(e.key[len(rowPrefix):]))
+		}
+	}
+	return c.enqueueLater(&later)
+}
+
 // setRow writes or deletes a row and its conflict row. encode nil: deletes.
 func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, conflict bool) error {
 	var flags byte
@@ -198,21 +245,29 @@ func (w *waiting) add(d Dot, key string) {
 	}
 }
 
-// collect settles what has become stable since the last time.
-func (c *Core) collect() error {
+// collectKeys bounds how many rows an entry looks at beside its own. A write
+// leaves few, so what a region that was silent for long brings into the cut is
+// settled over some entries, and none of them grows with it.
+const collectKeys = 64
+
+// collect settles what has become stable since the last time, as far as budget
+// reaches.
+func (c *Core) collect(budget int) error {
 	if mutants.collectNothing {
 		return nil
 	}
 	cut := c.head.cut()
 	var later waiting
 	for region := range c.head.settings.Regions {
-		for pos := c.head.collected[region] + 1; pos <= cut[region]; pos++ {
-			if err := c.stable(Dot{uint8(region), pos}, &cut, &later); err != nil {
+		for pos := c.head.collected[region] + 1; pos <= cut[region] && budget > 0; pos++ {
+			n, err := c.stable(Dot{uint8(region), pos}, &cut, &later)
+			if err != nil {
 				return err
 			}
+			budget -= max(n, 1)
+			c.head.collected[region] = pos
 		}
 	}
-	c.head.collected = cut
 	return c.enqueueLater(&later)
 }
 
@@ -225,27 +280,28 @@ func (c *Core) enqueueLater(w *waiting) error {
 	return nil
 }
 
-// stable looks at everything that waited for the write d to be in the cut.
-func (c *Core) stable(d Dot, cut *Vector, later *waiting) error {
+// stable looks at everything that waited for the write d to be in the cut, and
+// returns how much that was.
+func (c *Core) stable(d Dot, cut *Vector, later *waiting) (int, error) {
 	at := queueRow(d)
 	row, err := c.store.GetMeta(at)
 	if err != nil || row == nil {
-		return err
+		return 0, err
 	}
 	keys, err := decodeQueue(row)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, k := range keys {
 		wait, err := c.examine(k, cut)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if wait != (Dot{}) && !mutants.queueForgotten {
 			later.add(wait, k)
 		}
 	}
-	return c.store.SetMeta(at, nil)
+	return len(keys), c.store.SetMeta(at, nil)
 }
 
 // examine settles what can be settled of a row, and returns the write that the

@@ -42,6 +42,7 @@ type history struct {
 	bound    uint64
 	offsets  [MaxRegions]int64 // of the clocks, ms
 	collect  bool
+	budget   int  // of each collection
 	updates  bool // the Storage has EdgeStorage
 	nodes    int  // of the graph
 	steps    []step
@@ -57,6 +58,7 @@ func makeHistory(seed uint64, length int) *history {
 	for i := range h.offsets {
 		h.offsets[i] = []int64{0, 0, 0, 100, -100, 5000, -5000}[rng.IntN(7)]
 	}
+	h.budget = []int{0, 0, 1, 2, 5}[rng.IntN(5)]
 	h.nodes = 1 + rng.IntN(len(oracleNodes))
 	weights := stepWeights
 	if rng.IntN(2) == 0 { // links that are often down, and regions that tell quickly what they have
@@ -83,8 +85,8 @@ func makeHistory(seed uint64, length int) *history {
 
 func (h *history) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d, %d regions, %s, clock bound %d ms, offsets %v, collect %v", h.seed, h.regions, h.strategy,
-		h.bound, h.offsets[:h.regions], h.collect)
+	fmt.Fprintf(&b, "seed %d, %d regions, %s, clock bound %d ms, offsets %v, collect %v, %d at once", h.seed, h.regions, h.strategy,
+		h.bound, h.offsets[:h.regions], h.collect, h.budget)
 	for _, s := range h.steps {
 		fmt.Fprintf(&b, "\n  {%d, %v}", s.kind, s.x)
 	}
@@ -177,7 +179,11 @@ func (s *sim) core(r int) (*Core, error) {
 		mutants.acks[i] = s.regions[i].applied
 	}
 	mutants.self = uint8(r)
-	return Load(store, s.settings.Regions[r], s.settings)
+	c, err := Load(store, s.settings.Regions[r], s.settings)
+	if err == nil && s.h.budget > 0 {
+		c.budget = s.h.budget
+	}
+	return c, err
 }
 
 func (s *sim) wall(r int) uint64 { return uint64(int64(s.now) + s.h.offsets[r]) }

@@ -117,12 +117,38 @@ func (s *sim) quiesce() error {
 			busy = busy || len(s.regions[r].stream) > before
 		}
 	}
+	if err := s.collectAll(); err != nil {
+		return err
+	}
 	for r, reg := range s.regions {
 		if got, want := reg.store.graph(), s.regions[0].store.graph(); got != want {
 			return fmt.Errorf("%s shows\n%s\n%s shows\n%s", s.settings.Regions[r], got, s.settings.Regions[0], want)
 		}
 		if s.h.collect && len(s.conflicts(r)) == 0 && len(reg.store.rows) > 1 {
 			return fmt.Errorf("%s: rows of settled things: %q", s.settings.Regions[r], reg.store.rows)
+		}
+	}
+	return nil
+}
+
+// collectAll has the regions settle what they have put off.
+func (s *sim) collectAll() error {
+	for r, reg := range s.regions {
+		for s.h.collect {
+			c, err := s.core(r)
+			if err != nil {
+				return err
+			}
+			if c.Status().Uncollected == 0 {
+				break
+			}
+			if err := c.Collect(); err != nil {
+				return err
+			}
+			reg.log = append(reg.log, (*Core).Collect)
+			if err := s.check(r, c); err != nil {
+				return fmt.Errorf("%s after a collection: %w", s.settings.Regions[r], err)
+			}
 		}
 	}
 	return nil

@@ -329,7 +329,11 @@ func (t *transfer) join(r, s *register, gone *Vector) {
 
 // finishTransfer is finish for a merge that has no name.
 func (c *Core) finishTransfer() error {
-	return c.finished(func(keys []string) error {
+	return c.finished(func() error {
+		keys, err := c.saveTouched()
+		if err != nil {
+			return err
+		}
 		cut := c.head.cut()
 		var later waiting
 		for _, k := range keys {
