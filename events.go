@@ -36,8 +36,13 @@ const (
 	EventFenced EventType = "fenced"
 	// EventDiverged: writes were put aside; Detail names the file.
 	EventDiverged EventType = "diverged"
-	// EventConflict: a conflict between regions was recorded.
+	// EventConflict: conflicts between regions arose; Detail says about what.
 	EventConflict EventType = "conflict"
+	// EventRegionEpoch: the region that accepts writes is Leader now.
+	EventRegionEpoch EventType = "region_epoch"
+	// EventClockSkew: this region's clock went off from that of other regions,
+	// or came back; Detail says which.
+	EventClockSkew EventType = "clock_skew"
 	// EventsLost: Lost events were dropped before this one.
 	EventsLost EventType = "events_lost"
 )

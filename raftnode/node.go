@@ -279,6 +279,9 @@ func (n *Node) await(ctx context.Context, f raft.Future) error {
 	}
 }
 
+// Publish tells subscribers of an event of the owner's.
+func (n *Node) Publish(e replication.Event) { n.publish(e) }
+
 func (n *Node) publish(e replication.Event) {
 	e.Time = n.rt.Now()
 	n.events.Publish(e)

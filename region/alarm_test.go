@@ -15,6 +15,8 @@ func TestClockSkewIsRefused(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		f := newFederation(t, 14, []string{"ap", "eu", "us"}, func(_ string, cfg *replication.Config) { cfg.Region.ClockSkewPolicy = "reject" })
 		f.apply("us", put(t, "x", nil))
+		events, cancel := f.leader("us").Replicator().(replication.Subscriber).Subscribe(1000)
+		defer cancel()
 		for _, m := range f.nodes["us"] {
 			m.SetClockOffset(time.Hour)
 		}
@@ -33,6 +35,15 @@ func TestClockSkewIsRefused(t *testing.T) {
 			return f.leader("us").Replicator().Apply(put(t, "z", nil), 10*time.Second) == nil
 		})
 		f.converged(time.Minute)
+		var told []string
+		for len(events) > 0 {
+			if e := <-events; e.Type == replication.EventClockSkew {
+				told = append(told, e.Detail)
+			}
+		}
+		require.Len(t, told, 2)
+		require.Contains(t, told[0], "off from that of 2 of 2")
+		require.Contains(t, told[1], "again")
 	})
 }
 

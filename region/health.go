@@ -52,7 +52,7 @@ func (n *Node) warn(h *replication.HealthStatus, v *view) {
 		h.Ready = false
 		h.Reasons = append(h.Reasons, "the region's settings are not founded yet")
 	}
-	if off, of := n.links.skew(n.cfg.Region.MaxClockOffset); off > 0 && (2*off > of || of == 1) {
+	if off, of := n.links.skew(n.cfg.Region.MaxClockOffset, n.rt.Now()); mostly(off, of) {
 		h.Reasons = append(h.Reasons, fmt.Sprintf("the clock is off from that of %d of %d regions by more than %s", off, of, n.cfg.Region.MaxClockOffset))
 	}
 	if v.status.Conflicting > 0 {

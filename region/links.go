@@ -37,7 +37,8 @@ type link struct {
 	conn   *lineConn
 	heard  regionState
 	at     time.Time     // when heard came; zero: never
-	offset time.Duration // the other's clock less this one's, about
+	offset time.Duration // the other's clock less this one's, within slack
+	slack  time.Duration // half of what the question took
 	err    error         // of the last try
 }
 
@@ -187,36 +188,47 @@ func (l *links) close() {
 }
 
 // hear notes what a region said of itself.
-func (l *links) hear(region string, s *regionState, at time.Time, offset time.Duration) {
+func (l *links) hear(region string, s *regionState, at time.Time, offset, slack time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if k := l.list[region]; k != nil {
-		k.heard, k.at, k.offset, k.err = *s, at, offset, nil
+		k.heard, k.at, k.offset, k.slack, k.err = *s, at, offset, slack, nil
 	}
 }
 
 // skewed says that this region's clock is off from that of the majority of its
 // peers, where the policy is to refuse writes then. With one peer there is no
 // majority, and with a bound of zero no bound.
-func (l *links) skewed(cfg *replication.Config) error {
-	off, of := l.skew(cfg.Region.MaxClockOffset)
-	if cfg.Region.ClockSkewPolicy != "reject" || of < 2 || 2*off <= of {
+func (l *links) skewed(cfg *replication.Config, now time.Time) error {
+	off, of := l.skew(cfg.Region.MaxClockOffset, now)
+	if cfg.Region.ClockSkewPolicy != "reject" || of < 2 || !mostly(off, of) {
 		return nil
 	}
 	return fmt.Errorf("%w: from %d of %d by more than %s", replication.ErrClockSkew, off, of, cfg.Region.MaxClockOffset)
 }
 
-// skew counts the peers from whose clock this one is off by more than bound.
-func (l *links) skew(bound time.Duration) (off, of int) {
+// skew counts the peers from whose clock this one is certainly off by more than
+// bound, as far as they were heard of lately, and all peers.
+func (l *links) skew(bound time.Duration, now time.Time) (off, of int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range l.list {
-		if !k.at.IsZero() && bound > 0 && k.offset.Abs() > bound {
+		if !k.at.IsZero() && now.Sub(k.at) < silentAfter && bound > 0 && k.certainOffset().Abs() > bound {
 			off++
 		}
 	}
 	return off, len(l.list)
 }
+
+// certainOffset is what of the offset the time that the answer took does not
+// explain.
+func (k *link) certainOffset() time.Duration {
+	return k.offset - min(max(k.offset, -k.slack), k.slack)
+}
+
+// mostly says whether the clock is off from that of most peers; of one peer it
+// cannot be said who is right, so both warn.
+func mostly(off, of int) bool { return 2*off > of }
 
 // snapshot copies what is known of the regions, sorted.
 func (l *links) snapshot() []link {

@@ -18,6 +18,9 @@ import (
 type machine struct {
 	replication.TxStorage
 	snaps replication.StorageSnapshotter
+	// committed is told of each transaction that changed something; nil: nobody.
+	// It must not block.
+	committed func(before, after *view, did conflict.Counts)
 
 	// mu guards the fields below: what is committed.
 	mu      sync.Mutex
@@ -192,8 +195,11 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 			continue
 		}
 		if err == nil && t.changed {
+			before, _ := m.now()
 			m.publish(t.view)
-			count(t.core.Counts(), t.settings.Conflict.Strategy)
+			if m.committed != nil {
+				m.committed(&before, &t.view, t.core.Counts())
+			}
 		}
 		return err
 	}

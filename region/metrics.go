@@ -1,11 +1,13 @@
 package region
 
 import (
+	"fmt"
 	"math"
 	"time"
 
 	metrics "github.com/hashicorp/go-metrics/compat"
 
+	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
 )
 
@@ -24,7 +26,7 @@ func (n *Node) measure(v *view) {
 		label := metrics.Label{Name: "region", Value: k.region}
 		offset, silent := math.NaN(), math.NaN()
 		if leads && !k.at.IsZero() {
-			offset, silent = k.offset.Seconds(), n.rt.Now().Sub(k.at).Seconds()
+			offset, silent = k.certainOffset().Seconds(), n.rt.Now().Sub(k.at).Seconds()
 		}
 		gauge(float32(offset), "region_clock_offset_seconds", label)
 		gauge(float32(silent), "region_silent_seconds", label)
@@ -52,6 +54,17 @@ func countSent(region string, entries int, err error) {
 // was begun at start.
 func measureMerge(start time.Time) {
 	metrics.AddSample([]string{"replication", "region_merge_seconds"}, float32(time.Since(start).Seconds()))
+}
+
+// observed tells of what a committed transaction did.
+func (n *Node) observed(before, after *view, did conflict.Counts) {
+	count(did, after.settings.Conflict.Strategy)
+	for field, count := range did.Conflicts {
+		n.inner.Publish(replication.Event{Type: replication.EventConflict, Detail: fmt.Sprintf("%d about field %s", count, field)})
+	}
+	if before.settings != nil && before.head.Epoch != after.head.Epoch {
+		n.inner.Publish(replication.Event{Type: replication.EventRegionEpoch, Leader: after.head.Epoch.Owner, Detail: after.head.Epoch.String()})
+	}
 }
 
 // count reports what a committed transaction did. A conflict is counted by the

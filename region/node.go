@@ -71,6 +71,7 @@ func Mode(opts ...raftnode.Option) replication.Constructor {
 			return nil, err
 		}
 		n.inner = inner.(*raftnode.Node)
+		m.committed = n.observed
 		return n, nil
 	}
 }
@@ -145,6 +146,7 @@ func (n *Node) run() {
 	tick := time.NewTicker(leadTick)
 	defer tick.Stop()
 	var stop func()
+	skewed := false
 	for {
 		leads := n.inner.IsLeader()
 		switch {
@@ -163,7 +165,27 @@ func (n *Node) run() {
 			return
 		}
 		n.compareSettings()
+		if leads {
+			skewed = n.tellSkew(skewed)
+		}
 	}
+}
+
+// tellSkew tells when this region's clock goes off from the others', and when it
+// comes back.
+func (n *Node) tellSkew(was bool) (is bool) {
+	bound := n.cfg.Region.MaxClockOffset
+	off, of := n.links.skew(bound, n.rt.Now())
+	if is = mostly(off, of); is == was {
+		return is
+	}
+	detail := "the clock is within " + bound.String() + " of the other regions' again"
+	if is {
+		detail = fmt.Sprintf("the clock is off from that of %d of %d regions by more than %s", off, of, bound)
+		n.rt.Logger.Warn("clock skew", "detail", detail)
+	}
+	n.inner.Publish(replication.Event{Type: replication.EventClockSkew, Detail: detail})
+	return is
 }
 
 // leadTick is how often a node looks whether it leads.

@@ -96,8 +96,8 @@ func (n *Node) ask(ctx context.Context, region string, exact bool) (*regionState
 		return nil, fmt.Errorf("%w: region %q answered for %q", replication.ErrWrongPeer, s.Region, region)
 	}
 	end := n.rt.Now()
-	middle := start.Add(end.Sub(start) / 2)
-	n.links.hear(region, &s, end, time.UnixMilli(int64(min(s.WallMS, 1<<48))).Sub(middle))
+	slack := end.Sub(start) / 2
+	n.links.hear(region, &s, end, time.UnixMilli(int64(min(s.WallMS, 1<<48))).Sub(start.Add(slack)), slack)
 	return &s, nil
 }
 

@@ -71,7 +71,7 @@ func (n *Node) wrap(g replication.Group) (replication.Group, error) {
 			c.kind = kindPromote
 		}
 	}
-	if err := n.links.skewed(n.cfg); err != nil && c.kind == kindWrite {
+	if err := n.links.skewed(n.cfg, n.rt.Now()); err != nil && c.kind == kindWrite {
 		return g, err
 	}
 	g.Commands = []*replication.Command{c.encode()}

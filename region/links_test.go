@@ -1,0 +1,51 @@
+package region
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+// TestSkewPolicy: writes are refused where the policy says so and the clock is
+// certainly off from that of most of at least two peers that were heard of lately.
+func TestSkewPolicy(t *testing.T) {
+	now := time.Now()
+	type heard struct{ offset, slack, ago time.Duration }
+	far, near := heard{offset: time.Second}, heard{offset: -400 * time.Millisecond}
+	for name, c := range map[string]struct {
+		policy  string
+		bound   time.Duration
+		peers   []heard
+		refused bool
+	}{
+		"warn":                     {"warn", 500 * time.Millisecond, []heard{far, far}, false},
+		"two of two":               {"reject", 500 * time.Millisecond, []heard{far, {offset: -time.Second}}, true},
+		"one of two":               {"reject", 500 * time.Millisecond, []heard{far, near}, false},
+		"two of three":             {"reject", 500 * time.Millisecond, []heard{far, far, near}, true},
+		"two of four":              {"reject", 500 * time.Millisecond, []heard{far, far, near, near}, false},
+		"one peer has no majority": {"reject", 500 * time.Millisecond, []heard{far}, false},
+		"no bound":                 {"reject", 0, []heard{far, far}, false},
+		"a slow answer may lie":    {"reject", 500 * time.Millisecond, []heard{far, {offset: time.Second, slack: 600 * time.Millisecond}}, false},
+		"long ago":                 {"reject", 500 * time.Millisecond, []heard{far, {offset: time.Second, ago: time.Minute}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := replication.DefaultConfig()
+			cfg.Region.ClockSkewPolicy, cfg.Region.MaxClockOffset = c.policy, c.bound
+			for i := range c.peers {
+				cfg.Region.RemoteRegions = append(cfg.Region.RemoteRegions, replication.RemoteRegion{Region: string(rune('a' + i)), Addr: "x:1"})
+			}
+			l := newLinks(cfg)
+			for i, p := range c.peers {
+				l.hear(string(rune('a'+i)), &regionState{}, now.Add(-p.ago), p.offset, p.slack)
+			}
+			err := l.skewed(cfg, now)
+			if c.refused {
+				require.ErrorIs(t, err, replication.ErrClockSkew)
+			} else {
+				require.NoError(t, err)
+			}
+		})
+	}
+}
