@@ -85,6 +85,13 @@ func (n *Node) due(v *view, mayMark bool, left uint64) *logCommand {
 	return nil
 }
 
+// windowEntries and minBatches say how much may be on its way to another region:
+// over a link of 150 ms there and back 27,000 entries a second.
+const (
+	windowEntries = 4096
+	minBatches    = 16
+)
+
 // sink is another region as the other side of a stream.
 type sink struct {
 	n      *Node
@@ -130,7 +137,8 @@ func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, erro
 
 // stream brings this region's outbox to another one, until ctx ends.
 func (n *Node) stream(ctx context.Context, region string) {
-	opts := walstream.StreamerOptions{BatchEntries: n.cfg.Region.BatchSize, MaxBatches: 4, BackoffMax: 2 * time.Second,
+	opts := walstream.StreamerOptions{BatchEntries: n.cfg.Region.BatchSize, BackoffMax: 2 * time.Second,
+		MaxBatches: max(minBatches, windowEntries/n.cfg.Region.BatchSize),
 		BatchBytes: min(batchBytes, transport.MaxCommandBytes(n.cfg.MaxFrameSize)/2),
 		OnAck:      func(a walstream.Ack) { n.acks.learn(region, a.Applied) },
 		OnFailure: func(err error) {

@@ -23,6 +23,7 @@ type Node struct {
 	acks     *acks
 	links    *links
 	lags     lags
+	inboxes  map[string]*inbox // of the other regions
 
 	ctx    context.Context // ends with Shutdown
 	cancel context.CancelFunc
@@ -63,7 +64,10 @@ func Mode(opts ...raftnode.Option) replication.Constructor {
 				return nil, err
 			}
 		}
-		n := &Node{cfg: cfg, rt: rt, settings: s, machine: m, acks: newAcks(), links: newLinks(cfg)}
+		n := &Node{cfg: cfg, rt: rt, settings: s, machine: m, acks: newAcks(), links: newLinks(cfg), inboxes: make(map[string]*inbox)}
+		for _, r := range s.others() {
+			n.inboxes[r] = newInbox()
+		}
 		n.ctx, n.cancel = context.WithCancel(context.Background())
 		owner := raftnode.WithOwner(raftnode.Owner{Check: checkCommands, Wrap: n.wrap, Committed: n.committed, Health: n.federate})
 		inner, err := raftnode.Mode(append([]raftnode.Option{owner}, opts...)...)(cfg, m.storage(), rt)

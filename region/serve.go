@@ -158,7 +158,7 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 	if !n.inner.IsLeader() {
 		return nil, &replication.NotLeaderError{LeaderID: n.inner.LeaderID(), LeaderAddr: n.inner.LeaderAddr()}
 	}
-	entries := make([]*conflict.Entry, 0, len(wire))
+	entries, size := make([]*conflict.Entry, 0, len(wire)), 0
 	for i, w := range wire {
 		e, err := n.settings.Conflict.FromWAL(&w.WALEntry)
 		if err != nil {
@@ -168,29 +168,22 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 			return nil, fmt.Errorf("%w: entry %d follows %d", replication.ErrInvalidCommand, e.Dot.Pos, entries[i-1].Dot.Pos)
 		}
 		entries = append(entries, e)
+		size += len(w.Command.Data) + 64
 	}
 	if len(entries) == 0 {
 		return &replication.WALBatchResponse{}, nil
 	}
-	origin := wire[0].Origin
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
-	have := n.awaitTurn(ctx, origin, entries[0].Dot.Pos-1)
-	for len(entries) > 0 && entries[0].Dot.Pos <= have {
-		entries = entries[1:]
+	if mutants.ackBeforeCommit {
+		last := entries[len(entries)-1].Dot.Pos
+		n.wg.Go(func() { _ = n.merge(n.ctx, entries) })
+		return &replication.WALBatchResponse{AckedPosition: last, ReceivedPosition: last}, nil
 	}
-	if len(entries) > 0 && entries[0].Dot.Pos == have+1 {
-		if mutants.ackBeforeCommit {
-			last := entries[len(entries)-1].Dot.Pos
-			n.wg.Go(func() { _ = n.merge(n.ctx, entries) })
-			return &replication.WALBatchResponse{AckedPosition: last, ReceivedPosition: last}, nil
-		}
-		if err := n.merge(ctx, entries); err != nil {
-			return nil, err
-		}
+	at, err := n.bring(ctx, wire[0].Origin, &arrival{entries, size})
+	if err != nil {
+		return nil, err
 	}
-	v, _ := n.machine.now()
-	at := v.applied(origin)
 	return &replication.WALBatchResponse{AckedPosition: at, ReceivedPosition: at}, nil
 }
 
@@ -205,31 +198,6 @@ func (n *Node) merge(ctx context.Context, entries []*conflict.Entry) error {
 		n.alarmed(err)
 	}
 	return err
-}
-
-// gapWait is how long a batch waits for those before it, which it may have
-// overtaken.
-const gapWait = time.Second
-
-// awaitTurn waits until an origin's stream is applied up to pos, and returns
-// how far it is.
-func (n *Node) awaitTurn(ctx context.Context, origin string, pos uint64) uint64 {
-	timer := time.NewTimer(gapWait)
-	defer timer.Stop()
-	for {
-		v, changed := n.machine.now()
-		if at := v.applied(origin); at >= pos {
-			return at
-		}
-		select {
-		case <-changed:
-			continue
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		v, _ = n.machine.now()
-		return v.applied(origin)
-	}
 }
 
 func lostErr(region string, theirs, ours uint64) error {
