@@ -34,13 +34,12 @@ func freeAddrs(tb testing.TB, n int) (addrs []string) {
 	return addrs
 }
 
-// benchRegions starts regions of some nodes each in this process: real TCP, real
-// files, default configuration. Without others a region is Raft mode alone.
-// Nodes are returned by region, the leader first.
-func benchRegions(tb testing.TB, sizes map[string]int, change func(*replication.Config)) map[string][]replication.Replicator {
+// openRegions makes regions of some nodes each in this process: real TCP, real
+// files, default configuration but for change. Without others a region is Raft
+// mode alone.
+func openRegions(tb testing.TB, sizes map[string]int, change func(*replication.Config)) map[string][]replication.Replicator {
 	tb.Helper()
 	addrs := make(map[string][]string)
-	var wg sync.WaitGroup
 	for name, n := range sizes {
 		addrs[name] = freeAddrs(tb, n)
 	}
@@ -76,20 +75,28 @@ func benchRegions(tb testing.TB, sizes map[string]int, change func(*replication.
 				require.NoError(tb, store.Close())
 			})
 			nodes[name] = append(nodes[name], r)
-			wg.Go(func() { require.NoError(tb, r.Start(tb.Context())) })
 		}
 	}
-	wg.Wait()
-	for _, list := range nodes {
-		require.Eventually(tb, func() bool {
-			i := slices.IndexFunc(list, func(r replication.Replicator) bool { return r.IsLeader() && r.Health().Ready })
-			if i > 0 {
-				list[0], list[i] = list[i], list[0]
-			}
-			return i >= 0
-		}, patience, time.Millisecond)
-	}
 	return nodes
+}
+
+// startRegion starts the nodes of a region and puts the leader first.
+func startRegion(tb testing.TB, list []replication.Replicator) {
+	tb.Helper()
+	errs := make(chan error, len(list))
+	for _, r := range list {
+		go func() { errs <- r.Start(tb.Context()) }()
+	}
+	for range list {
+		require.NoError(tb, <-errs)
+	}
+	require.Eventually(tb, func() bool {
+		i := slices.IndexFunc(list, func(r replication.Replicator) bool { return r.IsLeader() && r.Health().Ready })
+		if i > 0 {
+			list[0], list[i] = list[i], list[0]
+		}
+		return i >= 0
+	}, patience, time.Millisecond)
 }
 
 // benchCommand is a PutNode of about 256 bytes.
@@ -156,9 +163,11 @@ const (
 // of this machine, which it would not be on, do not decide.
 func BenchmarkLocalApply(b *testing.B) {
 	const bar = 0.8
-	regions := benchRegions(b, map[string]int{"eu": 3, "us": 1}, nil)
-	alone := benchRegions(b, map[string]int{"raft": 3}, nil)["raft"][0]
-	eu, us := regions["eu"][0], regions["us"][0]
+	regions, raft := openRegions(b, map[string]int{"eu": 3, "us": 1}, nil), openRegions(b, map[string]int{"raft": 3}, nil)
+	for _, list := range [][]replication.Replicator{regions["eu"], regions["us"], raft["raft"]} {
+		startRegion(b, list)
+	}
+	eu, us, alone := regions["eu"][0], regions["us"][0], raft["raft"][0]
 	for _, writers := range []int{64, 256} {
 		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
 			var next atomic.Int64
@@ -190,5 +199,53 @@ func BenchmarkLocalApply(b *testing.B) {
 			}
 			b.ReportMetric(0, "ns/op") // means nothing here
 		})
+	}
+}
+
+// BenchmarkStream: what waits in a region's outbox, over loopback to a region of
+// three nodes, until the quorum there has it and the leader has applied it. The
+// sender has one node.
+func BenchmarkStream(b *testing.B) {
+	const (
+		bar     = 20_000 // a second
+		entries = 40_000
+		writers = 256
+		nodes   = 1000
+	)
+	regions := openRegions(b, map[string]int{"eu": 1, "us": 3}, func(cfg *replication.Config) { cfg.Region.BatchSize = 256 })
+	startRegion(b, regions["eu"])
+	eu := regions["eu"][0]
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for i := next.Add(1); i <= entries; i = next.Add(1) {
+				if err := eu.Apply(benchCommand(i%nodes), patience); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	startRegion(b, regions["us"])
+	us := regions["us"][0].(*region.Node)
+	reached := func(pos uint64) {
+		require.Eventually(b, func() bool { return us.Status().Applied[0] >= pos }, patience, time.Millisecond)
+	}
+	reached(1) // the sender has found it
+	begin := us.Status().Applied[0]
+	b.ResetTimer()
+	start, cpu, log := time.Now(), cpuTime(), us.Health().CommitIndex
+	reached(entries)
+	took := time.Since(start)
+	perSecond := float64(entries-begin) / took.Seconds()
+	proposals := us.Health().CommitIndex - log
+	b.ReportMetric(perSecond, "entries/s")
+	b.ReportMetric(float64(entries-begin)/float64(proposals), "entries/proposal")
+	b.ReportMetric((cpuTime()-cpu).Seconds()*1e6/float64(entries-begin), "us_entry")
+	b.Logf("%d entries before the measurement, %.0f/s, %d log entries, %v of processor", begin, perSecond, proposals, cpuTime()-cpu)
+	if perSecond < bar {
+		b.Errorf("%.0f entries a second, want %d", perSecond, bar)
 	}
 }
