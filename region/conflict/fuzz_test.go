@@ -2,6 +2,7 @@ package conflict
 
 import (
 	"bytes"
+	"encoding/json"
 	"testing"
 
 	"github.com/nornicdb/replication"
@@ -147,6 +148,23 @@ func FuzzPlainValue(f *testing.F) {
 		c, err := canonical(v)
 		require.NoError(t, err)
 		require.Equal(t, s, c)
+	})
+}
+
+// FuzzPlainLabels: the same for labels.
+func FuzzPlainLabels(f *testing.F) {
+	for _, s := range []string{`[]`, `["A"]`, `["A","B"]`, `["B","A"]`, `["A","A"]`, `["A",]`, `[,"A"]`, `["A,B"]`, `[1]`, `["a" ,"b"]`, `[`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		got, ok := plainLabels(s)
+		if !ok {
+			return
+		}
+		var want []string
+		require.NoError(t, json.Unmarshal([]byte(s), &want))
+		require.ElementsMatch(t, want, got)
+		require.Equal(t, s, canonicalLabels(want))
 	})
 }
 

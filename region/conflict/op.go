@@ -101,6 +101,9 @@ func canonicalLabels(labels []string) string {
 }
 
 func decodeLabels(s string) ([]string, error) {
+	if labels, ok := plainLabels(s); ok {
+		return labels, nil
+	}
 	var labels []string
 	if err := json.Unmarshal([]byte(s), &labels); err != nil {
 		return nil, fmt.Errorf("labels: %v", err)
@@ -236,7 +239,31 @@ func plainValue(s string) (v any, ok bool) {
 	return n, true
 }
 
+// plainLabels decodes canonical labels of plain text; not ok: others, perhaps.
+func plainLabels(s string) (labels []string, ok bool) {
+	if len(s) < 2 || s[0] != '[' || s[len(s)-1] != ']' {
+		return nil, false
+	}
+	labels = make([]string, 0, 2)
+	for rest := s[1 : len(s)-1]; rest != ""; {
+		item, more, comma := strings.Cut(rest, ",")
+		if rest = more; comma && more == "" {
+			return nil, false
+		}
+		v, ok := plainValue(item)
+		label, text := v.(string)
+		if !ok || !text || len(labels) > 0 && labels[len(labels)-1] >= label {
+			return nil, false
+		}
+		labels = append(labels, label)
+	}
+	return labels, true
+}
+
 func checkLabels(s string) error {
+	if _, ok := plainLabels(s); ok {
+		return nil
+	}
 	labels, err := decodeLabels(s)
 	if err != nil || canonicalLabels(labels) != s {
 		return fmt.Errorf("%w: labels %.40q are not canonical", ErrInvalidEntry, s)
