@@ -36,8 +36,15 @@ func regionOf(m *testharness.Member, regions []string) (name string, place int) 
 
 // newFederation makes and starts the regions.
 func newFederation(t *testing.T, seed uint64, regions []string, configure func(region string, cfg *replication.Config)) *federation {
+	return newFederationOver(t, seed, regions, configure, nil)
+}
+
+// newFederationOver is newFederation with something between the replicators and
+// their storages.
+func newFederationOver(t *testing.T, seed uint64, regions []string, configure func(region string, cfg *replication.Config),
+	wrap func(*testharness.Member, replication.TxStorage) replication.Storage) *federation {
 	f := &federation{t: t, regions: regions, nodes: make(map[string][]*testharness.Member)}
-	f.Cluster = testharness.NewCluster(t, testharness.ClusterConfig{Seed: seed, Nodes: perRegion * len(regions), Deferring: seed%2 == 1,
+	f.Cluster = testharness.NewCluster(t, testharness.ClusterConfig{Seed: seed, Nodes: perRegion * len(regions), Deferring: seed%2 == 1, Wrap: wrap,
 		Configure: func(m *testharness.Member, cfg *replication.Config) {
 			own, place := regionOf(m, regions)
 			cfg.Mode = replication.ModeMultiRegion
