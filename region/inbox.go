@@ -121,12 +121,14 @@ func (n *Node) bring(ctx context.Context, origin string, a *arrival) (uint64, er
 	}
 }
 
-// mergeRun proposes what is in turn; false: nothing is.
+// mergeRun proposes what is in turn; false: nothing is, or it did not help.
 func (n *Node) mergeRun(ctx context.Context, origin string, b *inbox) (bool, error) {
-	v, _ := n.machine.now()
-	entries := b.run(v.applied(origin))
+	before, _ := n.machine.now()
+	entries := b.run(before.applied(origin))
 	if len(entries) == 0 {
 		return false, nil
 	}
-	return true, n.merge(ctx, entries)
+	err := n.merge(ctx, entries)
+	after, _ := n.machine.now()
+	return after.applied(origin) > before.applied(origin), err
 }
