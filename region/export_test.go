@@ -1,7 +1,7 @@
 package region
 
-// AckBeforeCommit and TrimUnread switch faults of this package on.
-func AckBeforeCommit(on bool) { mutants.ackBeforeCommit = on }
-
-// TrimUnread: see AckBeforeCommit.
-func TrimUnread(on bool) { mutants.trimUnread = on }
+// Faults of this package that a test switches on.
+func AckBeforeCommit(on bool)  { mutants.ackBeforeCommit = on }
+func TrimUnread(on bool)       { mutants.trimUnread = on }
+func OutboxFromLog(on bool)    { mutants.outboxFromLog = on }
+func ContextForgotten(on bool) { mutants.contextForgotten = on }

@@ -23,9 +23,10 @@ type machine struct {
 	committed func(before, after *view, did conflict.Counts)
 
 	// mu guards the fields below: what is committed.
-	mu      sync.Mutex
-	view    view
-	changed chan struct{} // closed and replaced when view changes
+	mu       sync.Mutex
+	view     view
+	changed  chan struct{} // closed and replaced when view changes
+	restored uint64        // last position of the outbox of a snapshot that was installed; for mutants
 }
 
 // view is the state as a whole, as readers outside of transactions see it.
@@ -168,7 +169,17 @@ func (m *machine) Restore(r io.Reader) error {
 	if err := m.snaps.Restore(r); err != nil {
 		return err
 	}
-	return m.reload()
+	err := m.reload()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.restored = m.view.head.Last
+	return err
+}
+
+func (m *machine) restoredUpTo() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.restored
 }
 
 // errAgain ends a transaction that runs again without a command.

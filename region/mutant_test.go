@@ -72,3 +72,61 @@ func TestMutant_AckBeforeCommit(t *testing.T) {
 	defer region.AckBeforeCommit(false)
 	virtually(t, func(t *testing.T) { require.NoError(t, history(t), "the fault is not noticed by the history") })
 }
+
+// snapshotHistory is a history in which a region's leader has what waits for
+// another region from a snapshot alone, and what it wrote had seen the other's
+// write. It says what went wrong.
+func snapshotHistory(t *testing.T) error {
+	f := newFederation(t, 16, two, func(_ string, cfg *replication.Config) {
+		cfg.Raft.SnapshotThreshold, cfg.Raft.TrailingLogs, cfg.Raft.SnapshotInterval = 20, 1, time.Second
+	})
+	for _, m := range f.nodes["eu"] { // by time alone its writes would lose
+		m.SetClockOffset(-time.Hour)
+	}
+	f.apply("us", put(t, "x", map[string]any{"k": "b"}))
+	f.converged(time.Minute)
+	f.Net.Partition(f.ids("eu"), f.ids("us"))
+	f.apply("eu", set(t, "x", "k", "a"))
+	for i := range 30 {
+		f.apply("eu", put(t, fmt.Sprint("n", i), nil))
+	}
+	fresh := f.nodes["eu"][2]
+	f.Crash(fresh)
+	f.Wipe(fresh)
+	old := f.leader("eu")
+	require.NoError(t, node(old).TakeSnapshot(bounded(t, time.Minute)))
+	require.NoError(t, node(old).RemoveMember(bounded(t, time.Minute), fresh.ID, false))
+	require.NoError(t, f.Start(t.Context(), fresh))
+	f.Eventually(time.Minute, "it leads", func() bool {
+		_ = node(fresh).TransferLeadership(bounded(t, time.Minute), fresh.ID) // as soon as it is a voter
+		return fresh.Replicator().IsLeader()
+	})
+	f.Crash(old) // with what it has sent and the partition has held up
+	f.Net.Heal()
+	<-time.After(30 * time.Second) // virtual
+	if strings.Contains(f.Transcript.String(), "beyond the outbox") {
+		return errors.New("a state transfer, although the outbox has room")
+	}
+	want := f.leader("eu").Store().Stats()
+	for _, m := range f.nodes["us"] {
+		if got := m.Store().Stats(); got.Digest != want.Digest {
+			return fmt.Errorf("%s has %d nodes of %d, or they differ", m.ID, got.Nodes, want.Nodes)
+		}
+	}
+	return nil
+}
+
+// TestMutant_OutboxFromLog and TestMutant_ContextForgotten: a leader that joined
+// by a snapshot goes on with the stream, contexts included.
+func TestMutant_OutboxFromLog(t *testing.T) {
+	virtually(t, func(t *testing.T) { require.NoError(t, snapshotHistory(t)) })
+	region.OutboxFromLog(true)
+	defer region.OutboxFromLog(false)
+	virtually(t, func(t *testing.T) { require.ErrorContains(t, snapshotHistory(t), "state transfer") })
+}
+
+func TestMutant_ContextForgotten(t *testing.T) {
+	region.ContextForgotten(true)
+	defer region.ContextForgotten(false)
+	virtually(t, func(t *testing.T) { require.ErrorContains(t, snapshotHistory(t), "differ") })
+}

@@ -166,7 +166,7 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 			return err
 		case v.settings == nil:
 			return fmt.Errorf("%w: the region's settings are not founded", replication.ErrNotReady)
-		case after+1 < v.head.First:
+		case after+1 < v.head.First || mutants.outboxFromLog && after < o.m.restoredUpTo():
 			return fmt.Errorf("%w: the outbox begins at %d", walstream.ErrCompacted, v.head.First)
 		case after > v.head.Last:
 			return fmt.Errorf("%w: the outbox ends at %d, the peer has %d", walstream.ErrAhead, v.head.Last, after)
@@ -182,6 +182,10 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 			e, err := conflict.DecodeEntry(row)
 			if err != nil {
 				return fmt.Errorf("outbox entry %d: %w", pos, err)
+			}
+			if mutants.contextForgotten && pos <= o.m.restoredUpTo() {
+				e.Context = conflict.Vector{}
+				e.Context[e.Dot.Region] = pos - 1
 			}
 			b.Entries = append(b.Entries, &walstream.WireEntry{WALEntry: *v.settings.Conflict.ToWAL(e)})
 			b.Bytes += len(row)
