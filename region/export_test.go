@@ -1,7 +1,18 @@
 package region
 
+import "github.com/nornicdb/replication"
+
 // Faults of this package that a test switches on.
 func AckBeforeCommit(on bool)  { mutants.ackBeforeCommit = on }
 func TrimUnread(on bool)       { mutants.trimUnread = on }
 func OutboxFromLog(on bool)    { mutants.outboxFromLog = on }
 func ContextForgotten(on bool) { mutants.contextForgotten = on }
+
+// SettingsHash is what a node with this configuration says in its handshake.
+func SettingsHash(cfg *replication.Config) string {
+	s, err := settingsOf(cfg)
+	if err != nil {
+		panic(err)
+	}
+	return s.hash()
+}

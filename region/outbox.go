@@ -16,7 +16,7 @@ import (
 //	s          settings, JSON
 //	h          header, JSON
 //	o<pos>     an entry of the outbox
-//	t<row>     a staged row of another region's state
+//	t<region><row> a staged row of another region's state
 //	q<number>  what became of a request in another region
 //	r<id>      its number
 const (
@@ -41,8 +41,8 @@ type header struct {
 	Epoch replication.Epoch
 	// Requests counts the requests of other regions that are remembered.
 	Requests requests
-	// Staged is the transfer whose rows are staged; empty: none.
-	Staged staged
+	// Staged are the transfers whose rows are staged, by sender.
+	Staged map[string]staged
 }
 
 func newHeader(s *settings) header {

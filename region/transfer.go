@@ -6,38 +6,56 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
 )
 
-// staged names the transfer whose rows are staged.
+// staged names the transfer from a region whose rows are staged.
 type staged struct {
 	ID   string
 	Next uint64 // number of the next part
 }
 
-// stagedRows are the staged rows under the keys that they have at the sender.
-type stagedRows struct{ m replication.Meta }
+// stagedRows are the staged rows of a region under the keys that they have there.
+type stagedRows struct {
+	m      replication.Meta
+	prefix []byte
+}
+
+func (t *txn) stagedRows(region string) stagedRows {
+	return stagedRows{t.Tx, append([]byte(rowStaged), byte(t.settings.index(region)))}
+}
+
+func (s stagedRows) key(key []byte) []byte { return append(bytes.Clone(s.prefix), key...) }
 
 // GetMeta implements replication.Meta.
-func (s stagedRows) GetMeta(key []byte) ([]byte, error) {
-	return s.m.GetMeta(append([]byte(rowStaged), key...))
-}
+func (s stagedRows) GetMeta(key []byte) ([]byte, error) { return s.m.GetMeta(s.key(key)) }
 
 // ScanMeta implements replication.Meta.
 func (s stagedRows) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
-	return s.m.ScanMeta(append([]byte(rowStaged), prefix...), func(k, v []byte) error {
-		return fn(k[len(rowStaged):], v)
-	})
+	return s.m.ScanMeta(s.key(prefix), func(k, v []byte) error { return fn(k[len(s.prefix):], v) })
 }
 
-// part is the body of kindStage and kindMerge: some rows of a transfer. The
-// first part of a transfer drops the rows of another.
+// part is the body of kindStage and kindMerge: some rows of a transfer from a
+// region. The first part of a transfer drops the rows of another one from there.
 type part struct {
+	Region string // the sender
 	ID     string
 	Number uint64
 	Rows   []row
+}
+
+// decode checks who the part is said to be from.
+func (p *part) decode(body []byte, s *settings) error {
+	if err := decodeBody(body, p); err != nil {
+		return err
+	}
+	if p.ID == "" || p.Region == s.Self || s.index(p.Region) < 0 {
+		return fmt.Errorf("%w: part of region %.80q", errBadCommand, p.Region)
+	}
+	return nil
 }
 
 // row is a row of the sender's, or with More what follows of the one before.
@@ -68,19 +86,20 @@ func (r *row) check() error {
 // stage keeps the rows of a part. A part that came before is passed over.
 func (t *txn) stage(body []byte) error {
 	var p part
-	if err := decodeBody(body, &p); err != nil {
+	if err := p.decode(body, t.settings); err != nil {
 		return err
 	}
-	if p.Number == 0 && p.ID != t.head.Staged.ID {
-		if err := t.dropStaged(); err != nil {
+	at := t.head.Staged[p.Region]
+	if p.Number == 0 && p.ID != at.ID {
+		if err := t.dropStaged(p.Region); err != nil {
 			return err
 		}
-		t.head.Staged = staged{ID: p.ID}
+		at = staged{ID: p.ID}
 	}
-	if p.ID != t.head.Staged.ID || p.Number > t.head.Staged.Next {
-		return &answer{"region_transfer", fmt.Errorf("%w: part %d of transfer %s, here is %+v", replication.ErrNotReady, p.Number, p.ID, t.head.Staged)}
+	if p.ID != at.ID || p.Number > at.Next {
+		return &answer{"region_transfer", fmt.Errorf("%w: part %d of transfer %s, here is %+v", replication.ErrNotReady, p.Number, p.ID, at)}
 	}
-	if p.Number < t.head.Staged.Next {
+	if p.Number < at.Next {
 		return nil
 	}
 	for i := range p.Rows {
@@ -88,17 +107,30 @@ func (t *txn) stage(body []byte) error {
 			return err
 		}
 	}
+	rows := t.stagedRows(p.Region)
 	for i := range p.Rows {
-		if err := t.stageRow(&p.Rows[i]); err != nil {
+		if err := t.stageRow(rows.key(p.Rows[i].K), &p.Rows[i]); err != nil {
 			return err
 		}
 	}
-	t.head.Staged.Next++
+	at.Next++
+	t.setStaged(p.Region, at)
 	return nil
 }
 
-func (t *txn) stageRow(r *row) error {
-	key, value := append([]byte(rowStaged), r.K...), r.V
+// setStaged replaces the map, which readers outside of the transaction may have.
+func (t *txn) setStaged(region string, s staged) {
+	t.head.Staged = maps.Clone(t.head.Staged)
+	if t.head.Staged == nil {
+		t.head.Staged = make(map[string]staged)
+	}
+	if t.head.Staged[region] = s; s == (staged{}) {
+		delete(t.head.Staged, region)
+	}
+}
+
+func (t *txn) stageRow(key []byte, r *row) error {
+	value := r.V
 	if r.More {
 		begin, err := t.GetMeta(key)
 		if err != nil {
@@ -112,29 +144,38 @@ func (t *txn) stageRow(r *row) error {
 // merge merges the staged state. The rows are checked before anything changes.
 func (t *txn) merge(c *logCommand) error {
 	var p part
-	if err := decodeBody(c.body, &p); err != nil {
+	if err := p.decode(c.body, t.settings); err != nil {
 		return err
 	}
-	if p.ID == "" || p.ID != t.head.Staged.ID || p.Number != t.head.Staged.Next {
-		return &answer{"region_transfer", fmt.Errorf("%w: transfer %s of %d parts, here is %+v", replication.ErrNotReady, p.ID, p.Number, t.head.Staged)}
+	if at := t.head.Staged[p.Region]; p.ID != at.ID || p.Number != at.Next {
+		return &answer{"region_transfer", fmt.Errorf("%w: transfer %s of %d parts, here is %+v", replication.ErrNotReady, p.ID, p.Number, at)}
 	}
-	err := t.core.MergeState(c.wallMS, stagedRows{t.Tx})
-	if err == nil {
-		err = t.mergeRequests(stagedRows{t.Tx})
-	}
-	if asAnswer(err) != err || err == nil {
-		if dropped := t.dropStaged(); dropped != nil {
+	err := t.mergeStaged(c.wallMS, p.Region)
+	if _, verdict := replication.Verdict(asAnswer(err)); err == nil || verdict {
+		if dropped := t.dropStaged(p.Region); dropped != nil {
 			return dropped
 		}
-		t.head.Staged = staged{}
 	}
 	return err
 }
 
-func (t *txn) dropStaged() error {
+func (t *txn) mergeStaged(wallMS uint64, region string) error {
+	rows := t.stagedRows(region)
+	if of, err := conflict.ReadStatus(rows); errors.Is(err, conflict.ErrDamagedRow) || err == nil && of.Self != region {
+		return fmt.Errorf("%w: the state is not that of region %q", errBadCommand, region)
+	} else if err != nil {
+		return err
+	}
+	if err := t.core.MergeState(wallMS, rows); err != nil {
+		return err
+	}
+	return t.mergeRequests(rows)
+}
+
+func (t *txn) dropStaged(region string) error {
 	var keys [][]byte
-	err := t.ScanMeta([]byte(rowStaged), func(k, _ []byte) error {
-		keys = append(keys, append([]byte(nil), k...))
+	err := t.ScanMeta(t.stagedRows(region).prefix, func(k, _ []byte) error {
+		keys = append(keys, bytes.Clone(k))
 		return nil
 	})
 	for _, k := range keys {
@@ -142,6 +183,7 @@ func (t *txn) dropStaged() error {
 			err = t.SetMeta(k, nil)
 		}
 	}
+	t.setStaged(region, staged{})
 	return err
 }
 
@@ -161,7 +203,7 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 	}
 	defer s.close()
 	for number := range s.parts {
-		p := part{ID: s.id, Number: number}
+		p := part{Region: n.settings.Self, ID: s.id, Number: number}
 		if err := s.read(&p); err != nil {
 			return err
 		}
@@ -169,7 +211,8 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 			return fmt.Errorf("part %d of %d: %w", number+1, s.parts, err)
 		}
 	}
-	return n.sendPart(ctx, region, &transferRequest{Part: part{ID: s.id, Number: s.parts}, Merge: true})
+	last := part{Region: n.settings.Self, ID: s.id, Number: s.parts}
+	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
 }
 
 func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
@@ -178,10 +221,17 @@ func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest
 	return n.call(ctx, region, replication.MsgRegionState, req, nil)
 }
 
-// handleTransfer serves code 31 of another region.
+// handleTransfer serves code 31 of another region, which sends its own state.
 func (n *Node) handleTransfer(ctx context.Context, req *replication.Request) (any, error) {
+	q, err := decodeTransfer(req)
+	if err == nil && q.Part.Region != req.Peer.Region {
+		err = fmt.Errorf("%w: region %q sends a state of %.80q", replication.ErrInvalidCommand, req.Peer.Region, q.Part.Region)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if n.inner.IsLeader() {
-		return n.takePart(ctx, req)
+		return n.takePart(ctx, q)
 	}
 	return struct{}{}, n.atLeader(ctx, replication.MsgRegionState, req.Payload, nil)
 }
@@ -191,14 +241,22 @@ func (n *Node) handleOwnTransfer(ctx context.Context, req *replication.Request) 
 	if !req.Peer.Hello {
 		return nil, fmt.Errorf("%w: states come from nodes of this project", replication.ErrUnsupported)
 	}
-	return n.takePart(ctx, req)
+	q, err := decodeTransfer(req)
+	if err != nil {
+		return nil, err
+	}
+	return n.takePart(ctx, q)
 }
 
-func (n *Node) takePart(ctx context.Context, req *replication.Request) (any, error) {
+func decodeTransfer(req *replication.Request) (*transferRequest, error) {
 	var q transferRequest
 	if err := json.Unmarshal(req.Payload, &q); err != nil {
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
+	return &q, nil
+}
+
+func (n *Node) takePart(ctx context.Context, q *transferRequest) (any, error) {
 	c := &logCommand{kind: kindStage, wallMS: n.wallMS(), body: jsonBody(&q.Part)}
 	if q.Merge {
 		c.kind = kindMerge

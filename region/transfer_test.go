@@ -78,16 +78,16 @@ func FuzzTransfer(f *testing.F) {
 		s := newSolo(t, "us", 10)
 		require.NoError(t, s.put(t, "x", ""))
 		// The row goes over those of a state that is sound.
-		require.NoError(t, s.do(t, &logCommand{kind: kindStage, body: jsonBody(&part{ID: "t", Rows: rows})}))
+		require.NoError(t, s.do(t, &logCommand{kind: kindStage, body: jsonBody(&part{Region: "eu", ID: "t", Rows: rows})}))
 		verdict := func(err error) {
 			if _, ok := replication.Verdict(err); err != nil {
 				require.True(t, ok, "%v", err)
 			}
 		}
-		hostile := part{ID: "t", Number: 1, Rows: []row{{K: key, V: value, More: more}}}
+		hostile := part{Region: "eu", ID: "t", Number: 1, Rows: []row{{K: key, V: value, More: more}}}
 		verdict(s.do(t, &logCommand{kind: kindStage, body: jsonBody(&hostile)}))
 		v, _ := s.now()
-		verdict(s.do(t, &logCommand{kind: kindMerge, wallMS: 1, body: jsonBody(&part{ID: v.head.Staged.ID, Number: v.head.Staged.Next})}))
+		verdict(s.do(t, &logCommand{kind: kindMerge, wallMS: 1, body: jsonBody(&part{Region: "eu", ID: "t", Number: v.head.Staged["eu"].Next})}))
 		require.NoError(t, s.put(t, "z", ""))
 	})
 }
