@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -117,10 +118,32 @@ func TestMetadataGoes(t *testing.T) {
 			}
 			return true
 		})
+		for _, m := range f.Members {
+			f.Eventually(time.Minute, "only what does not grow with the graph is left", func() bool {
+				return reflect.DeepEqual(rows(t, m), []string{"replication/conflict/h", "replication/region/h", "replication/region/s"})
+			})
+		}
 		before := node(f.Members[0]).Status().Applied
 		<-time.After(10 * time.Second) // virtual
 		require.Equal(t, before, node(f.Members[0]).Status().Applied, "marks do not call for marks")
 	})
+}
+
+// rows are the keys of the metadata rows of this mode.
+func rows(t *testing.T, m *testharness.Member) (keys []string) {
+	require.NoError(t, m.Store().View(func(meta replication.Meta) error {
+		for _, prefix := range []string{"replication/conflict/", "replication/region/"} {
+			err := meta.ScanMeta([]byte(prefix), func(k, _ []byte) error {
+				keys = append(keys, string(k))
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	return keys
 }
 
 // TestSemiSync: a write is answered when the other region has it; without the
