@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
@@ -53,15 +56,37 @@ func (s *settings) hash() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// differs says in words where the environment is not what was founded.
+// differs names every variable in which the environment is not what was founded.
 func (s *settings) differs(founded *settings) error {
 	env := *s
 	env.MaxEntryBytes = founded.MaxEntryBytes
 	if reflect.DeepEqual(&env, founded) {
 		return nil
 	}
-	return fmt.Errorf("%w: this node's environment says %+v, its region was founded with %+v; set the environment back to that",
-		replication.ErrInvalidConfig, env, *founded)
+	text := "the region was founded with other settings; set the environment back to them:"
+	there := founded.variables()
+	for i, v := range env.variables() {
+		if v.value != there[i].value {
+			text += fmt.Sprintf("\n  NORNICDB_CLUSTER_%s: %q here, founded with %q", v.name, v.value, there[i].value)
+		}
+	}
+	return fmt.Errorf("%w: %s", replication.ErrInvalidConfig, text)
+}
+
+type variable struct{ name, value string }
+
+// variables are the settings under the names that they have in the environment.
+func (s *settings) variables() []variable {
+	return []variable{
+		{"REGION_ID", s.Self},
+		{"REMOTE_REGIONS", strings.Join(s.others(), ",")},
+		{"FEDERATION_ID", s.Federation},
+		{"WRITE_REGION", s.WriteRegion},
+		{"CONFLICT_STRATEGY", string(s.Conflict.Strategy)},
+		{"MAX_CLOCK_OFFSET", (time.Duration(s.Conflict.MaxClockOffsetMS) * time.Millisecond).String()},
+		{"OUTBOX_MAX_ENTRIES", strconv.FormatUint(s.OutboxMaxEntries, 10)},
+		{"OUTBOX_MAX_BYTES", strconv.FormatUint(s.OutboxMaxBytes, 10)},
+	}
 }
 
 // others are the other regions, sorted.

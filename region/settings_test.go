@@ -1,0 +1,46 @@
+package region
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/stretchr/testify/require"
+)
+
+// TestSettingsThatDifferAreNamed: each by its variable, with both values.
+func TestSettingsThatDifferAreNamed(t *testing.T) {
+	base := func() *replication.Config {
+		cfg := replication.DefaultConfig()
+		cfg.Region.RegionID = "eu"
+		cfg.Region.RemoteRegions = []replication.RemoteRegion{{Region: "us", Addr: "h:1"}, {Region: "us", Addr: "h:2"}}
+		return cfg
+	}
+	founded, err := settingsOf(base())
+	require.NoError(t, err)
+	require.NoError(t, founded.differs(founded))
+	for name, change := range map[string]func(r *replication.RegionConfig){
+		"REGION_ID: \"ap\" here, founded with \"eu\"":                          func(r *replication.RegionConfig) { r.RegionID = "ap" },
+		"REMOTE_REGIONS: \"ap,us\" here, founded with \"us\"":                  func(r *replication.RegionConfig) { r.RemoteRegions[0].Region = "ap" },
+		"FEDERATION_ID: \"f\" here, founded with \"nornicdb\"":                 func(r *replication.RegionConfig) { r.FederationID = "f" },
+		"WRITE_REGION: \"us\" here, founded with \"\"":                         func(r *replication.RegionConfig) { r.WriteRegion = "us" },
+		"CONFLICT_STRATEGY: \"manual\" here, founded with \"last_write_wins\"": func(r *replication.RegionConfig) { r.ConflictStrategy = "manual" },
+		"MAX_CLOCK_OFFSET: \"1s\" here, founded with \"500ms\"":                func(r *replication.RegionConfig) { r.MaxClockOffset = time.Second },
+		"OUTBOX_MAX_ENTRIES: \"7\" here, founded with \"1000000\"":             func(r *replication.RegionConfig) { r.OutboxMaxEntries = 7 },
+		"OUTBOX_MAX_BYTES: \"8\" here, founded with \"1073741824\"":            func(r *replication.RegionConfig) { r.OutboxMaxBytes = 8 },
+	} {
+		cfg := base()
+		change(&cfg.Region)
+		s, err := settingsOf(cfg)
+		require.NoError(t, err)
+		err = s.differs(founded)
+		require.ErrorIs(t, err, replication.ErrInvalidConfig)
+		require.ErrorContains(t, err, "\n  NORNICDB_CLUSTER_"+name)
+	}
+	cfg := base()
+	cfg.MaxFrameSize /= 2
+	s, err := settingsOf(cfg)
+	require.NoError(t, err)
+	require.NoError(t, s.differs(founded), "what is founded stays")
+
+}
