@@ -54,6 +54,7 @@ func isolatedProcesses(t *testing.T) []*process {
 		p.configure(i, list)
 		p.start()
 	}
+	whole(t, list)
 	return list
 }
 

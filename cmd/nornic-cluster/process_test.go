@@ -137,7 +137,28 @@ func threeProcesses(t *testing.T, change ...func(i int, p *process)) []*process 
 		p.start()
 		list = append(list, p)
 	}
+	whole(t, list)
 	return list
+}
+
+// whole waits until all are voters that answer. Before that they are not as many
+// as they look: one that comes to a cluster which is at work already is removed,
+// and joins anew.
+func whole(t *testing.T, list []*process) {
+	t.Helper()
+	until(t, "all are voters", func() bool {
+		var v clusterView
+		if get(context.Background(), list[0].url+"/admin/cluster/status", &v) != nil || v.Leader.ID == "" {
+			return false
+		}
+		fit := 0
+		for _, m := range v.Members {
+			if m.Voter && m.Healthy {
+				fit++
+			}
+		}
+		return fit == len(list)
+	})
 }
 
 // newProcess is a Raft node in a directory below dir, not started.

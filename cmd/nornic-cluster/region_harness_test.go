@@ -64,7 +64,7 @@ func startRegions(t *testing.T, env ...string) *regionProcesses {
 		}
 	}
 	for _, name := range r.names {
-		leader(t, r.nodes[name])
+		whole(t, r.nodes[name])
 	}
 	return r
 }

@@ -312,7 +312,7 @@ func (r *regionProcesses) fault(name string, rng *rand.Rand) (end func()) {
 		r.t.Logf("%s: its disk is gone", p.url)
 		p.kill9()
 		require.NoError(r.t, os.RemoveAll(p.data))
-		return p.start
+		return func() { p.start(); whole(r.t, r.nodes[name]) }
 	case 4:
 		r.t.Logf("%s: stopped", p.url)
 		p.signal(syscall.SIGSTOP)
@@ -321,6 +321,45 @@ func (r *regionProcesses) fault(name string, rng *rand.Rand) (end func()) {
 		r.t.Logf("%s: kill -9", p.url)
 		p.kill9()
 		return p.start
+	}
+}
+
+// TestRegionsPromotionsUnderFaults moves the write region whenever a fault has
+// met it.
+func TestRegionsPromotionsUnderFaults(t *testing.T) {
+	if *regionRounds < 3 {
+		t.Skip("plays with -region.rounds=3 and more")
+	}
+	r := startRegions(t, clusterPrefix+"WRITE_REGION=eu", clusterPrefix+"OUTBOX_MAX_ENTRIES=40")
+	stop := r.believers()
+	loads := []*pairLoad{startLoad(t, "eu", 2, urls(r.nodes["eu"])...), startLoad(t, "us", 2, urls(r.nodes["us"])...)}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for i := range *regionRounds {
+		old, next, steady := r.names[i%2], r.names[(i+1)%2], loads[(i+1)%2]
+		for _, l := range loads {
+			l.more(20 + rng.Int64N(30))
+		}
+		end := r.fault(old, rng)
+		if rng.IntN(2) == 0 {
+			end() // and it hears of it at once
+			end = func() {}
+		}
+		until(t, next+" is promoted", func() bool {
+			return postOrder(r.nodes[next][rng.IntN(demoNodes)], "/admin/region/promote") == nil
+		})
+		steady.more(30)
+		end()
+	}
+	for _, l := range loads {
+		l.more(30)
+	}
+	r.checkWrites(loads...)
+	epochs := stop()
+	require.Len(t, epochs, *regionRounds+1)
+	for epoch, believers := range epochs {
+		require.Len(t, believers, 1, "region epoch %d", epoch)
 	}
 }
 
