@@ -38,11 +38,13 @@ func TestLayering(t *testing.T) {
 		"/fsm/boltgraph":      {""},
 		"/walstream":          {""},
 		"/internal/report":    {""},
-		"/standby":            {"", "/walstream", "/transport", "/fsm", "/internal/datadir"},
-		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir", "/internal/report"},
+		"/internal/forward":   {"", "/internal/report"},
+		"/internal/testca":    nil,
+		"/standby":            {"", "/walstream", "/transport", "/fsm", "/internal/datadir", "/internal/forward", "/internal/report"},
+		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir", "/internal/forward", "/internal/report"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},
 		"/region/conflict":    {""},
-		"/region":             {"", "/region/conflict", "/raftnode", "/transport", "/walstream"},
+		"/region":             {"", "/region/conflict", "/raftnode", "/transport", "/walstream", "/internal/forward", "/internal/report"},
 		"/cmd/nornic-cluster": {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/standby", "/region", "/transport", "/internal/report"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}: {{join .Imports " "}}`, "./...").Output()
