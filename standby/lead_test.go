@@ -46,3 +46,22 @@ func TestARebuiltStandbyIsAdmittedForWhatItHasNow(t *testing.T) {
 	after, _ := fresh.step(event{kind: evSnapshotAsked, now: at(101 * time.Second), log: leaderLog})
 	require.Equal(t, fresh.stored, after.stored, "nothing to take back")
 }
+
+// What was refused is forgotten when the peer is met, and when it is silent: a
+// primary is well again, and a node whose peer died goes on without it.
+func TestARefusalEnds(t *testing.T) {
+	other := func(m machine) Peer { p := *peerB(m.stored, RoleStarting); p.Settings = "x"; return p }
+	m := leader(replication.SyncSemi)
+	m, _ = m.step(event{kind: evHeartbeatAck, epoch: ep(3, "a"), now: at(101 * time.Second), log: leaderLog, peer: other(m)})
+	require.Contains(t, m.waiting, "settings")
+	m, _ = m.step(follows(m, 9))
+	require.Empty(t, m.waiting+m.refused)
+
+	m = starter(func(m *machine) { m.stored = with(ep(1, "a"), nil) })
+	m, _ = m.step(event{kind: evRefused, now: at(109 * time.Second), reason: "no"})
+	m, _ = m.step(event{kind: evTick, now: at(111 * time.Second)})
+	require.Equal(t, RoleStarting, m.role, "it is there")
+	require.Equal(t, "no", m.waiting)
+	m, _ = m.step(event{kind: evTick, now: at(119 * time.Second)})
+	require.Equal(t, RoleFencing, m.role, "it is there no more")
+}

@@ -81,6 +81,7 @@ const (
 	evPromote                // an operator's word: force
 	evSolo
 	evSnapshotAsked // the peer is about to be sent a snapshot
+	evRefused       // the peer will not speak to this node: reason
 	evFailed        // the own log or Storage ended
 )
 
@@ -97,6 +98,7 @@ type event struct {
 	base   walstream.Mark
 	epochs []EpochStart
 	fresh  string // a new history, for founding
+	reason string
 
 	admit, follows, fenced, force bool
 	plain                         bool // an operator of a pair without epochs
@@ -169,6 +171,8 @@ func (m machine) step(ev event) (machine, []action) {
 		s.goSolo()
 	case evSnapshotAsked:
 		s.snapshotAsked()
+	case evRefused:
+		s.refuse(ev.reason)
 	case evFailed:
 		s.failed()
 	}
@@ -212,13 +216,15 @@ func (m *machine) state(log logView) Peer {
 func (s *stepper) meet() {
 	p := s.ev.peer
 	if p.NodeID == s.self || p.Settings != s.settings {
-		s.refused = fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
-			p.NodeID, p.Settings, s.self, s.settings)
-		s.waiting = s.refused
+		s.refuse(fmt.Sprintf("the peer has node ID %q and settings %q, this is %q with %q: they must differ in the first and not in the second",
+			p.NodeID, p.Settings, s.self, s.settings))
 		if p.NodeID != s.self {
 			s.peer.NodeID = p.NodeID // so that it hears of it, too
 		}
 		return
+	}
+	if s.waiting == s.refused {
+		s.waiting = ""
 	}
 	s.refused = ""
 	s.peer, s.peerKnown, s.heard = p, true, s.now()
@@ -235,6 +241,14 @@ func (s *stepper) meet() {
 		s.save()
 	}
 	s.orient()
+}
+
+// refuse notes why this node and its peer, which is there, do not go together.
+func (s *stepper) refuse(reason string) {
+	s.refused, s.waiting = reason, reason
+	if s.role != RoleStandby { // that one waits for its primary's heartbeats
+		s.heard = s.now()
+	}
 }
 
 // yield promises a higher epoch: who was primary stops, who followed stops
@@ -297,7 +311,7 @@ func (s *stepper) tick() {
 	switch s.role {
 	case RoleStarting, RoleRejoining, RoleFenced:
 		if s.silent() {
-			s.peerKnown = false
+			s.peerKnown, s.refused = false, ""
 		}
 		s.orient()
 	case RoleStandby:

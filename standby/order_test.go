@@ -69,7 +69,7 @@ func TestPairsStartInEitherOrder(t *testing.T) {
 			p.admitted(p.a)
 			p.same()
 		}},
-		"the same ID":        {func(c *replication.Config) { c.NodeID = "same" }, func(p *pair) { p.a.id, p.b.id = "same", "same" }, func(t *testing.T, p *pair) { p.waits("", p.a, p.b) }},
+		"the same ID":        {func(c *replication.Config) { c.NodeID = "same" }, func(p *pair) { p.a.id, p.b.id = "same", "same" }, func(t *testing.T, p *pair) { p.waits("node ID", p.a, p.b) }},
 		"different settings": {nil, func(p *pair) { p.b.cfg.HA.FailoverTimeout *= 2 }, func(t *testing.T, p *pair) { p.waits("settings", p.a, p.b) }},
 		"different settings, with a history": {nil, func(p *pair) { p.ran(p.a, p.b); p.b.cfg.HA.SyncMode = replication.SyncAsync },
 			func(t *testing.T, p *pair) {

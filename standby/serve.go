@@ -33,7 +33,7 @@ func (n *Node) trusted(req *replication.Request) error {
 	case !req.Peer.Hello || n.authenticated() && !req.Peer.Proven:
 		return fmt.Errorf("%w: message %d", replication.ErrUnauthenticated, req.Type)
 	case req.Peer.NodeID == n.nodeID:
-		return fmt.Errorf("%w: it has this node's ID %q", replication.ErrWrongPeer, n.nodeID)
+		return fmt.Errorf("%w: it has this node's node ID %q", replication.ErrWrongPeer, n.nodeID)
 	}
 	if p := n.view().peer.NodeID; p != "" && p != req.Peer.NodeID {
 		return fmt.Errorf("%w: %q is not the peer %q", replication.ErrWrongPeer, req.Peer.NodeID, p)

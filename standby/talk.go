@@ -135,9 +135,18 @@ func (n *Node) ask() {
 	p, err := n.peerState(ctx, connBeat)
 	if err != nil {
 		n.rt.Logger.Debug("the peer was not asked", "error", err)
+		n.refusedBy(err)
 		return
 	}
 	n.step(event{kind: evPeer, peer: *p})
+}
+
+// refusedBy: a peer that is there and will not speak to this node is not a silent
+// one, and an operator has to know.
+func (n *Node) refusedBy(err error) {
+	if errors.Is(err, replication.ErrWrongPeer) || errors.Is(err, replication.ErrUnauthenticated) {
+		n.step(event{kind: evRefused, reason: "the peer refuses this node: " + err.Error()})
+	}
 }
 
 func (n *Node) peerState(ctx context.Context, which int) (*Peer, error) {
@@ -173,6 +182,7 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 	resp := new(heartbeatResponse)
 	if err := n.call(callCtx, connBeat, replication.MsgHeartbeat, req, resp); err != nil {
 		n.rt.Logger.Debug("heartbeat was not answered", "error", err)
+		n.refusedBy(err)
 		return false, err
 	}
 	if err := resp.Peer.check(); err != nil {
