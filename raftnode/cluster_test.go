@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // member is one node of a test cluster, which can be stopped and started.
 type member struct {
@@ -76,9 +76,9 @@ func newCluster(t *testing.T, n int, change func(i int, cfg *replication.Config)
 		cfg.DataDir = filepath.Join(dir, "replication")
 		cfg.Secret = "a secret of the tests"
 		cfg.Raft.Bootstrap = i == 0
-		cfg.Raft.ElectionTimeout = 400 * time.Millisecond
-		cfg.Raft.HeartbeatTimeout = 40 * time.Millisecond
-		cfg.Raft.LeaderLeaseTimeout = 200 * time.Millisecond
+		cfg.Raft.ElectionTimeout = 800 * time.Millisecond // less, and a busy machine elects again and again
+		cfg.Raft.HeartbeatTimeout = 80 * time.Millisecond
+		cfg.Raft.LeaderLeaseTimeout = 400 * time.Millisecond
 		for j := range n {
 			if j != i {
 				cfg.Raft.Peers = append(cfg.Raft.Peers, replication.RaftPeer{ID: fmt.Sprintf("n%d", j+1), Addr: addrs[j]})
