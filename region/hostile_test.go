@@ -62,6 +62,9 @@ func TestTroubleInAStateTransfer(t *testing.T) {
 // TestTwoStatesAtOnce: a region that was away gets the states of two others,
 // both in many parts, at the same time.
 func TestTwoStatesAtOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("states of several parts, three regions")
+	}
 	virtually(t, func(t *testing.T) {
 		f := newFederation(t, 72, []string{"ap", "eu", "us"}, func(_ string, cfg *replication.Config) { cfg.Region.OutboxMaxEntries = 2 })
 		f.apply("eu", put(t, "x", nil))

@@ -26,6 +26,9 @@ func (f *federation) distant(way time.Duration) {
 // several of them are one proposal; a remote quorum that is slow holds the
 // stream up, and does not make it begin again.
 func TestStreamOverALongWay(t *testing.T) {
+	if testing.Short() {
+		t.Skip("thousands of entries, each a write of its own")
+	}
 	const (
 		entries   = 6400
 		batch     = 100
