@@ -14,16 +14,11 @@ import (
 func TestEventsOfAPair(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, p *pair) {
 		p.start(p.a, p.b)
-		told := map[string]map[replication.EventType][]replication.Event{}
+		subscribed := make(map[string]<-chan replication.Event)
 		for _, n := range []*node{p.a, p.b} {
 			events, cancel := n.repl.(replication.Subscriber).Subscribe(1000)
 			defer cancel()
-			told[n.id] = make(map[replication.EventType][]replication.Event)
-			go func() {
-				for e := range events {
-					told[n.id][e.Type] = append(told[n.id][e.Type], e)
-				}
-			}()
+			subscribed[n.id] = events
 		}
 		p.admitted(p.a)
 		p.write(p.a, "n1")
@@ -40,6 +35,14 @@ func TestEventsOfAPair(t *testing.T) {
 		loser := p.other(winner)
 		p.admitted(winner)
 		p.same()
+		told := make(map[string]map[replication.EventType][]replication.Event)
+		for id, events := range subscribed {
+			told[id] = make(map[replication.EventType][]replication.Event)
+			for len(events) > 0 {
+				e := <-events
+				told[id][e.Type] = append(told[id][e.Type], e)
+			}
+		}
 		for _, want := range []struct {
 			node  *node
 			event replication.EventType

@@ -87,6 +87,11 @@ func (n *Node) plainPromote(ctx context.Context) *replication.PromoteResponse {
 	if !n.takesPlain() || !n.plain.Load() {
 		return &replication.PromoteResponse{Error: "the pair has epochs; a message without one promotes nobody"}
 	}
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.HA.FailoverTimeout)
+	defer cancel()
+	if err := n.applier.WaitApplied(ctx, n.log.Last().Position); err != nil { // what was taken is on its way
+		return &replication.PromoteResponse{Error: err.Error()}
+	}
 	r, err := n.stepFor(ctx, event{kind: evPromote, plain: true})
 	if err != nil {
 		r.detail = err.Error()

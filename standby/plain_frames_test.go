@@ -93,6 +93,24 @@ func TestPlainFramesToAStandbyWithoutHistory(t *testing.T) {
 	})
 }
 
+// A promotion waits for what was taken to be applied.
+func TestPlainPromotionRightAfterABatch(t *testing.T) {
+	inBubble(t, withoutSecret, func(t *testing.T, p *pair) {
+		p.start(p.b)
+		old := p.framePeer(p.b)
+		defer old.conn.Close()
+		var positions []uint64
+		for i := range uint64(2000) {
+			positions = append(positions, i+1)
+		}
+		require.Equal(t, 2000.0, old.ask(5, plainBatch(t, positions...))["AckedPosition"])
+		promoted := old.ask(11, plainPromote)
+		require.Equal(t, true, promoted["Ready"], promoted)
+		require.True(t, p.has(p.b, "x2000"))
+		p.write(p.b, "own")
+	})
+}
+
 // A node that was configured as primary takes nothing from a plain peer, though
 // it has no history yet.
 func TestPlainFramesToAPrimaryWithoutHistory(t *testing.T) {
