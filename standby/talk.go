@@ -104,6 +104,9 @@ func (n *Node) speakLoop() {
 		}
 		switch n.view().role {
 		case RolePrimary:
+			if n.view().peer.NodeID == "" { // it began alone: two such primaries must meet
+				n.ask()
+			}
 			_, _ = n.beat(n.ctx)
 		case RoleStandby, RoleFencing, RolePromoting, RoleRebuilding:
 		default:
