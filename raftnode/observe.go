@@ -154,10 +154,13 @@ func (o *observedTransport) AppendEntriesPipeline(id raft.ServerID, target raft.
 	if err != nil {
 		return nil, err
 	}
+	return o.observe(id, p), nil
+}
+
+func (o *observedTransport) observe(id raft.ServerID, p raft.AppendPipeline) *observedPipeline {
 	op := &observedPipeline{AppendPipeline: p, o: o, id: id, consumer: make(chan raft.AppendFuture), done: make(chan struct{})}
-	op.wg.Add(1)
-	go op.run()
-	return op, nil
+	op.wg.Go(op.run)
+	return op
 }
 
 // RequestVote implements raft.Transport.
@@ -197,10 +200,18 @@ func (o *observedTransport) Close() error {
 }
 
 // observedPipeline passes answers on and notes them.
+//
+// After a refusal, or an answer of a later term, hashicorp/raft (v1.7.3,
+// pipelineDecode) reads no further answer, but may send once more before it looks
+// why. Its own pipeline then has room for neither the answers under way nor the
+// request, so the sender waits for ever: the follower gets nothing more from
+// this leader, whose heartbeats go on, and Shutdown does not end. Here answers
+// that nobody reads are taken, and nothing more is sent.
 type observedPipeline struct {
 	raft.AppendPipeline
 	o        *observedTransport
 	id       raft.ServerID
+	over     atomic.Bool // nobody reads answers any more
 	consumer chan raft.AppendFuture
 	done     chan struct{}
 	once     sync.Once
@@ -211,13 +222,15 @@ func (p *observedPipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *
 	if err := p.o.guard(); err != nil {
 		return nil, err
 	}
+	if p.over.Load() {
+		return nil, raft.ErrPipelineShutdown
+	}
 	return p.AppendPipeline.AppendEntries(args, resp)
 }
 
 func (p *observedPipeline) Consumer() <-chan raft.AppendFuture { return p.consumer }
 
 func (p *observedPipeline) run() {
-	defer p.wg.Done()
 	for {
 		select {
 		case f, ok := <-p.AppendPipeline.Consumer():
@@ -227,8 +240,12 @@ func (p *observedPipeline) run() {
 			if f.Error() == nil {
 				p.o.note(p.id, f.Request().Term, 0, f.Response())
 			}
+			if p.over.Load() {
+				continue
+			}
 			select {
 			case p.consumer <- f:
+				p.over.Store(!f.Response().Success || f.Response().Term > f.Request().Term)
 			case <-p.done:
 				return
 			}
