@@ -23,7 +23,7 @@ func BenchmarkPlannedSwitch(b *testing.B) {
 		b.Run(string(mode), func(b *testing.B) {
 			p := startBenchPair(b, mode)
 			ctx, cancel := context.WithCancel(b.Context())
-			var acked, longest atomic.Int64
+			var acked, longest, writes atomic.Int64
 			acked.Store(time.Now().UnixNano())
 			var wg sync.WaitGroup
 			for w := range 16 {
@@ -37,6 +37,7 @@ func BenchmarkPlannedSwitch(b *testing.B) {
 							}
 							return
 						}
+						writes.Add(1)
 						now := time.Now().UnixNano()
 						gap := now - acked.Swap(now)
 						for old := longest.Load(); gap > old && !longest.CompareAndSwap(old, gap); old = longest.Load() {
@@ -44,16 +45,20 @@ func BenchmarkPlannedSwitch(b *testing.B) {
 					}
 				})
 			}
+			watch := func() { // the load for a while
+				until := writes.Load() + watchedWrites
+				require.Eventually(b, func() bool { return writes.Load() >= until }, time.Minute, time.Millisecond)
+			}
 			var pauses, quiet []time.Duration
 			primary := 0
 			for b.Loop() {
 				for range 5 {
 					p.admitted(b, primary)
 					longest.Store(0)
-					time.Sleep(switchWindow)
+					watch()
 					quiet = append(quiet, time.Duration(longest.Swap(0)))
 					require.NoError(b, p.nodes[1-primary].(replication.Promoter).Promote(ctx, false))
-					time.Sleep(switchWindow)
+					watch()
 					pauses = append(pauses, time.Duration(longest.Load()))
 					primary = 1 - primary
 				}
@@ -70,5 +75,6 @@ func BenchmarkPlannedSwitch(b *testing.B) {
 	}
 }
 
-// switchWindow is how long the load is watched before and after a switch.
-const switchWindow = 300 * time.Millisecond
+// watchedWrites is for how many writes the load is watched before and after a
+// switch: more than are under way at once, so that the pause is among the gaps.
+const watchedWrites = 1000
