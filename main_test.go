@@ -40,6 +40,7 @@ func TestLayering(t *testing.T) {
 		"/internal/report":    {""},
 		"/internal/forward":   {"", "/internal/report"},
 		"/internal/testca":    nil,
+		"/internal/testchild": nil,
 		"/standby":            {"", "/walstream", "/transport", "/fsm", "/internal/datadir", "/internal/forward", "/internal/report"},
 		"/raftnode":           {"", "/fsm", "/transport", "/internal/datadir", "/internal/forward", "/internal/report"},
 		"/testharness":        {"", "/fsm", "/fsm/boltgraph", "/raftnode", "/transport", "/internal/datadir"},

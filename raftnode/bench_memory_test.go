@@ -5,9 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -19,6 +17,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/testchild"
 	"github.com/nornicdb/replication/raftnode"
 	"github.com/stretchr/testify/require"
 )
@@ -92,59 +91,24 @@ func fill(repl replication.Replicator, mb string) error {
 
 // childNode is a node in a process of its own.
 type childNode struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	in     io.Writer
-	out    *bufio.Scanner
+	*testchild.Process
 	peakKB atomic.Int64
 }
 
 func startChild(t *testing.T, id, addr, peer string) *childNode {
 	t.Helper()
-	c := &childNode{t: t, cmd: exec.Command(os.Args[0])}
-	c.cmd.Env = append(os.Environ(), asNode+"="+t.TempDir(), "NODE_ID="+id, "NODE_ADDR="+addr, "NODE_PEER="+peer)
-	in, err := c.cmd.StdinPipe()
-	require.NoError(t, err)
-	out, err := c.cmd.StdoutPipe()
-	require.NoError(t, err)
-	c.in, c.out = in, bufio.NewScanner(out)
-	require.NoError(t, c.cmd.Start())
-	t.Cleanup(func() {
-		_ = c.cmd.Process.Kill()
-		_ = c.cmd.Wait() // it was killed: that is its error
-	})
-	return c
+	return &childNode{Process: testchild.Start(t, nil, []string{asNode + "=" + t.TempDir(), "NODE_ID=" + id, "NODE_ADDR=" + addr, "NODE_PEER=" + peer})}
 }
 
-func (c *childNode) tell(order string) string {
-	c.t.Helper()
-	_, err := fmt.Fprintln(c.in, order)
-	require.NoError(c.t, err)
-	require.True(c.t, c.out.Scan(), order)
-	require.NotContains(c.t, c.out.Text(), "failed", order)
-	return c.out.Text()
-}
-
-// anonKB is the process's anonymous memory: its heap, not the mapped graph.
-func (c *childNode) anonKB() int64 {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
-	require.NoError(c.t, err)
-	for _, line := range strings.Split(string(data), "\n") {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			require.NoError(c.t, err)
-			c.peakKB.Store(max(c.peakKB.Load(), kb))
-			return kb
-		}
-	}
-	c.t.Fatal("no RssAnon")
-	return 0
+// look notes what the process takes now.
+func (c *childNode) look() {
+	c.peakKB.Store(max(c.peakKB.Load(), c.AnonKB()))
 }
 
 // idle is what the process takes when nothing goes on; the peak begins there.
 func (c *childNode) idle() int64 {
-	c.tell("gc")
-	kb := c.anonKB()
+	c.Tell("gc")
+	kb := c.AnonKB()
 	c.peakKB.Store(kb)
 	return kb
 }
@@ -167,12 +131,12 @@ func TestSnapshotMemory(t *testing.T) {
 	}
 	addrs := freeAddrs(t, 2)
 	sender := startChild(t, "n1", addrs[0], "")
-	sender.tell("start")
-	sender.tell(fmt.Sprint("fill ", *graphMB))
+	sender.Tell("start")
+	sender.Tell(fmt.Sprint("fill ", *graphMB))
 	senderIdle := sender.idle()
 	watch := func(order string, c *childNode) {
 		done := make(chan struct{})
-		go func() { defer close(done); c.tell(order) }()
+		go func() { defer close(done); c.Tell(order) }()
 		tick := time.NewTicker(2 * time.Millisecond)
 		defer tick.Stop()
 		for {
@@ -180,8 +144,8 @@ func TestSnapshotMemory(t *testing.T) {
 			case <-done:
 				return
 			case <-tick.C:
-				sender.anonKB()
-				c.anonKB()
+				sender.look()
+				c.look()
 			}
 		}
 	}
@@ -191,11 +155,11 @@ func TestSnapshotMemory(t *testing.T) {
 	receiver := startChild(t, "n2", addrs[1], addrs[0])
 	receiverIdle := receiver.idle()
 	watch("start", receiver)
-	want := sender.tell("position")
+	want := sender.Tell("position")
 	require.Eventually(t, func() bool {
-		sender.anonKB()
-		receiver.anonKB()
-		return receiver.tell("position") == want
+		sender.look()
+		receiver.look()
+		return receiver.Tell("position") == want
 	}, 5*time.Minute, 2*time.Millisecond)
 	sent, installed := sender.peakKB.Load()-senderIdle, receiver.peakKB.Load()-receiverIdle
 	t.Logf("%d MiB of graph: above idle, taking %d KiB, sending %d KiB, installing %d KiB", *graphMB, taken, sent, installed)

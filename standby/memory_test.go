@@ -5,10 +5,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/testchild"
 	"github.com/nornicdb/replication/standby"
 	"github.com/stretchr/testify/require"
 )
@@ -111,54 +110,13 @@ func TestChildNode(t *testing.T) {
 	}
 }
 
-// childNode is a node in a process of its own.
-type childNode struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	in  io.Writer
-	out *bufio.Scanner
-}
-
-func startChild(t *testing.T, role, addr, peer string) *childNode {
+// startChild starts a node in a process of its own.
+func startChild(t *testing.T, role, addr, peer string) *testchild.Process {
 	t.Helper()
-	c := &childNode{t: t, cmd: exec.Command(os.Args[0], "-test.run", "^TestChildNode$")}
-	c.cmd.Env = append(os.Environ(), asNode+"="+t.TempDir(), "NODE_ROLE="+role, "NODE_ADDR="+addr, "NODE_PEER="+peer)
-	in, err := c.cmd.StdinPipe()
-	require.NoError(t, err)
-	out, err := c.cmd.StdoutPipe()
-	require.NoError(t, err)
-	c.in, c.out = in, bufio.NewScanner(out)
-	require.NoError(t, c.cmd.Start())
-	t.Cleanup(func() {
-		_ = c.cmd.Process.Kill()
-		_ = c.cmd.Wait() // it was killed: that is its error
-	})
-	c.tell("start")
+	c := testchild.Start(t, []string{"-test.run", "^TestChildNode$"},
+		[]string{asNode + "=" + t.TempDir(), "NODE_ROLE=" + role, "NODE_ADDR=" + addr, "NODE_PEER=" + peer})
+	c.Tell("start")
 	return c
-}
-
-func (c *childNode) tell(order string) string {
-	c.t.Helper()
-	_, err := fmt.Fprintln(c.in, order)
-	require.NoError(c.t, err)
-	require.True(c.t, c.out.Scan(), order)
-	require.NotContains(c.t, c.out.Text(), "failed", order)
-	return c.out.Text()
-}
-
-// anonKB is the process's anonymous memory: its heap, not the mapped graph.
-func (c *childNode) anonKB() int64 {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.cmd.Process.Pid))
-	require.NoError(c.t, err)
-	for _, line := range strings.Split(string(data), "\n") {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kb, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
-			require.NoError(c.t, err)
-			return kb
-		}
-	}
-	c.t.Fatal("no RssAnon")
-	return 0
 }
 
 // TestMemoryWithAStalledStandby: a primary under full load whose standby stands
@@ -181,14 +139,14 @@ func TestMemoryWithAStalledStandby(t *testing.T) {
 				require.NoError(t, l.Close())
 			}
 			primary, other := startChild(t, "primary", addrs[0], addrs[1]), startChild(t, "standby", addrs[1], addrs[0])
-			require.Eventually(t, func() bool { return primary.tell("admitted") == "ok" }, time.Minute, 10*time.Millisecond)
-			primary.tell("load 2s " + size) // what the graph store keeps is not the stream's
-			primary.tell("gc")
-			idle := primary.anonKB()
+			require.Eventually(t, func() bool { return primary.Tell("admitted") == "ok" }, time.Minute, 10*time.Millisecond)
+			primary.Tell("load 2s " + size) // what the graph store keeps is not the stream's
+			primary.Tell("gc")
+			idle := primary.AnonKB()
 			peak := idle
-			require.NoError(t, other.cmd.Process.Signal(syscall.SIGSTOP))
+			require.NoError(t, other.Signal(syscall.SIGSTOP))
 			done := make(chan string, 1)
-			go func() { done <- primary.tell("load " + stall.String() + " " + size) }()
+			go func() { done <- primary.Tell("load " + stall.String() + " " + size) }()
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
 			for writes := ""; writes == ""; {
@@ -196,7 +154,7 @@ func TestMemoryWithAStalledStandby(t *testing.T) {
 				case writes = <-done:
 					t.Logf("%s: %s writes; idle %d MiB, at most %d MiB above it", *stall, writes, idle>>10, (peak-idle)>>10)
 				case <-tick.C:
-					peak = max(peak, primary.anonKB())
+					peak = max(peak, primary.AnonKB())
 				}
 			}
 			require.LessOrEqual(t, (peak-idle)>>10, int64(limitMB))
