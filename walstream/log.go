@@ -40,6 +40,8 @@ type LogOptions struct {
 	CacheBytes   int
 	// OnFailure is told once that the log failed. It must not block.
 	OnFailure func(error)
+
+	blockEntries int // of one block at most, 256; tests have less
 }
 
 func defaultTo(field *int, value int) {
@@ -55,11 +57,12 @@ func (o *LogOptions) setDefaults() {
 	defaultTo(&o.SyncBytes, 16<<20)
 	defaultTo(&o.CacheEntries, 8192)
 	defaultTo(&o.CacheBytes, 8<<20)
+	defaultTo(&o.blockEntries, blockEntries)
 }
 
 // Log is a durable write-ahead log: entries at positions without gaps, each
-// with its epoch, in a raft.LogStore whose StoreLogs is durable when it
-// returns. Safe for concurrent use. Callers that come while a sync runs share
+// with its epoch, many to a block in a raft.LogStore whose StoreLogs is durable
+// when it returns. Safe for concurrent use. Callers that come while a sync runs share
 // the next one. An entry can be read as soon as it was accepted, while its own
 // sync runs; Durable says how far the disk has it.
 type Log struct {
@@ -79,15 +82,21 @@ type Log struct {
 	durable Mark
 	last    Mark     // of what was accepted
 	pending []stored // positions durable+1 … last
+	idle    bool     // the writer waits for an entry: none is pending
 	bytes   int      // of pending
 	cache   []*Entry // the newest entries, pending ones included, up to last
 	cached  int      // bytes of cache
 	sizes   []uint32 // stored sizes of first … last
 	total   int64    // sum of sizes
-	err     error    // sticky
-	closed  bool
-	handed  uint64 // what the disk has or is being given: durable ≤ handed ≤ last
-	waiters []durableWaiter
+	// The blocks of first … durable, with ascending positions and indexes; the
+	// store has lowest … next-1, blocks that were cut off among them.
+	segments     []segment
+	lowest, next uint64
+	cuts         uint64 // how often a tail was cut off
+	err          error  // sticky
+	closed       bool
+	handed       uint64 // what the disk has or is being given: durable ≤ handed ≤ last
+	waiters      []durableWaiter
 	// Closed when last, handed and durable change, and all when the log ends.
 	grown, begun, synced notice
 	syncing              time.Time // when the StoreLogs under way began; zero: none is
@@ -100,58 +109,13 @@ type Log struct {
 func OpenLog(store raft.LogStore, opts LogOptions) (*Log, error) {
 	opts.setDefaults()
 	l := &Log{store: store, opts: opts, wake: make(chan struct{}, 1), done: make(chan struct{}), storeLock: make(chan struct{}, 1),
-		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base, handed: opts.Base.Position}
+		base: opts.Base, first: opts.Base.Position + 1, durable: opts.Base, last: opts.Base, handed: opts.Base.Position,
+		lowest: 1, next: 1}
 	if err := l.load(); err != nil {
 		return nil, err
 	}
 	go l.writeLoop()
 	return l, nil
-}
-
-func (l *Log) load() error {
-	first, err := l.store.FirstIndex()
-	if err != nil {
-		return fmt.Errorf("reading the log: %w", err)
-	}
-	last, err := l.store.LastIndex()
-	if err != nil {
-		return fmt.Errorf("reading the log: %w", err)
-	}
-	if last == 0 {
-		return nil
-	}
-	if first <= l.base.Position || last < first {
-		return fmt.Errorf("%w: it has entries %d to %d above base %d", ErrCorrupt, first, last, l.base.Position)
-	}
-	l.first = first
-	previous := l.base.Epoch
-	for p := first; p <= last; p++ {
-		e, err := l.readStore(p)
-		if err != nil {
-			return err
-		}
-		if e.Epoch.Compare(previous) < 0 {
-			return fmt.Errorf("%w: entry %d is of epoch %s, after %s", ErrCorrupt, p, e.Epoch, previous)
-		}
-		previous = e.Epoch
-		l.sizes = append(l.sizes, uint32(e.size))
-		l.total += int64(e.size)
-	}
-	l.last = Mark{last, previous}
-	l.durable, l.handed = l.last, last
-	return nil
-}
-
-// readStore reads one entry of the store.
-func (l *Log) readStore(position uint64) (*Entry, error) {
-	var raw raft.Log
-	if err := l.store.GetLog(position, &raw); err != nil {
-		if errors.Is(err, raft.ErrLogNotFound) {
-			return nil, fmt.Errorf("%w: entry %d is missing", ErrCorrupt, position)
-		}
-		return nil, fmt.Errorf("reading entry %d of the log: %w", position, err)
-	}
-	return decode(position, raw.Data)
 }
 
 // Prepared is a group in its stored form, but for its position.
@@ -190,6 +154,11 @@ func (l *Log) ProposePrepared(p Prepared) (*Entry, error) {
 	s = s.seal(l.last.Position + 1)
 	l.accept(s)
 	l.wakeWriter()
+	if l.idle { // its sync is the next thing that happens: the stream need not wait for it to begin
+		l.idle = false
+		l.handed = l.last.Position
+		l.begun.tell()
+	}
 	return s.entry, nil
 }
 
@@ -281,7 +250,8 @@ func (l *Log) writeLoop() {
 			l.gather()
 		}
 		l.mu.Lock()
-		ended := l.err != nil || l.closed && len(l.pending) == 0
+		l.idle = len(l.pending) == 0
+		ended := l.err != nil || l.closed && l.idle
 		l.mu.Unlock()
 		if ended {
 			return
@@ -329,22 +299,28 @@ func (l *Log) sync() bool {
 		return false
 	}
 	// The stream reads what one sync takes at once, not entry by entry.
-	l.handed = batch[len(batch)-1].entry.Position
+	l.handed = max(l.handed, batch[len(batch)-1].entry.Position)
 	l.begun.tell()
+	next := l.next
 	l.mu.Unlock()
-	logs := make([]*raft.Log, len(batch))
-	for i, s := range batch {
-		logs[i] = &raft.Log{Index: s.entry.Position, Term: s.entry.Epoch.Number, Type: raft.LogCommand, Data: s.data}
+	logs, segments := pack(next, batch, l.opts.blockEntries)
+	if err := l.storeLogs(logs); err != nil {
+		return false
 	}
+	l.took(batch, segments)
+	return true
+}
+
+// storeLogs stores blocks; an error ends the log. The store is locked.
+func (l *Log) storeLogs(logs []*raft.Log) error {
 	l.setSyncing(time.Now())
 	err := l.store.StoreLogs(logs)
 	l.setSyncing(time.Time{})
 	if err != nil {
 		l.fail(err)
-		return false
+		return l.Err()
 	}
-	l.took(batch)
-	return true
+	return nil
 }
 
 func (l *Log) setSyncing(t time.Time) {
@@ -354,9 +330,11 @@ func (l *Log) setSyncing(t time.Time) {
 }
 
 // took takes a batch that is durable out of what is pending.
-func (l *Log) took(batch []stored) {
+func (l *Log) took(batch []stored, segments []segment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.segments = append(l.segments, segments...)
+	l.next += uint64(len(segments))
 	l.durable = batch[len(batch)-1].entry.Mark()
 	for i := range batch {
 		l.bytes -= batch[i].entry.size

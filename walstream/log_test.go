@@ -153,7 +153,7 @@ func TestCrashAtAnyPoint(t *testing.T) {
 		base := Mark{Position: rapid.Uint64Range(0, 5).Draw(t, "base")}
 		for range rapid.IntRange(1, 4).Draw(t, "incarnations") {
 			store.gate, store.entered = make(chan struct{}), make(chan struct{}, 64)
-			l, err := OpenLog(store, LogOptions{Base: base, SyncEntries: 3})
+			l, err := OpenLog(store, LogOptions{Base: base, SyncEntries: 3, blockEntries: rapid.IntRange(1, 3).Draw(t, "block")})
 			require.NoError(t, err)
 			require.GreaterOrEqual(t, l.Durable().Position, acked, "a durable entry is lost")
 			count := rapid.IntRange(0, 10).Draw(t, "entries")
@@ -187,25 +187,33 @@ func TestCrashAtAnyPoint(t *testing.T) {
 func TestDamagedLogIsRefused(t *testing.T) {
 	fill := func() *crashStore {
 		store := newCrashStore()
-		l := openLog(t, store, LogOptions{})
-		appendN(t, l, e1, 5)
+		l := openLog(t, store, LogOptions{blockEntries: 2})
+		for i := range 10 {
+			_, err := l.Propose(e1, time.Unix(7, 0), group(i))
+			require.NoError(t, err)
+		}
+		require.NoError(t, l.Sync(t.Context()))
 		require.NoError(t, l.Close())
 		return store
 	}
 	for name, damage := range map[string]func(s *crashStore){
 		"hole":         func(s *crashStore) { delete(s.durable, 3) },
-		"flipped bit":  func(s *crashStore) { s.durable[3].Data[9] ^= 1 },
-		"cut entry":    func(s *crashStore) { s.durable[3].Data = s.durable[3].Data[:4] },
+		"flipped bit":  func(s *crashStore) { s.durable[3].Data[blockHeadBytes+9] ^= 1 },
+		"in the head":  func(s *crashStore) { s.durable[3].Data[blockHeadBytes-5] ^= 1 },
+		"in a length":  func(s *crashStore) { s.durable[3].Data[blockHeadBytes+3] ^= 1 },
+		"cut block":    func(s *crashStore) { s.durable[3].Data = s.durable[3].Data[:40] },
+		"no head":      func(s *crashStore) { s.durable[3].Data = s.durable[3].Data[:4] },
+		"appended":     func(s *crashStore) { s.durable[3].Data = append(s.durable[3].Data, 0) },
 		"swapped":      func(s *crashStore) { s.durable[3], s.durable[4] = s.durable[4], s.durable[3] },
 		"new version":  func(s *crashStore) { s.durable[3].Data[0] = 9 },
-		"below a base": func(s *crashStore) { s.durable[0] = s.durable[1] },
+		"below a base": func(*crashStore) {},
+		"begins late":  func(s *crashStore) { s.durable[1] = newBlock(1, 3, 1, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := fill()
 			damage(store)
 			base := Mark{}
 			if name == "below a base" {
-				delete(store.durable, 0)
 				base.Position = 2
 			}
 			_, err := OpenLog(store, LogOptions{Base: base})
@@ -231,15 +239,20 @@ func TestTruncate(t *testing.T) {
 	require.ErrorIs(t, l.Truncate(1), ErrCompacted)
 	require.NoError(t, l.Truncate(2))
 	require.Equal(t, Mark{Position: 2}, l.Last())
-	require.Empty(t, store.positions())
 	require.Zero(t, l.Bytes())
+	require.NoError(t, l.Close())
+	l = openLog(t, store, LogOptions{Base: Mark{Position: 2}})
+	require.Equal(t, Mark{Position: 2}, l.Last(), "what was cut does not come back")
+	appendN(t, l, e1, 1)
+	require.NoError(t, l.Compact(Retention{Applied: 3, Peer: 3}))
+	require.Equal(t, []uint64{3}, store.positions(), "the blocks of what was cut are deleted with those before them")
 }
 
 // Whatever is cut or compacted, a crash between the steps leaves no hole.
 func TestCrashWhileDeleting(t *testing.T) {
-	const entries = 3*deleteChunk + 7
+	const entries = 3*deleteBlocks + 7
 	for name, delete := range map[string]func(*Log) error{
-		"truncate": func(l *Log) error { return l.Truncate(5) },
+		"reset": func(l *Log) error { return l.Reset(Mark{Position: 5}) },
 		"compact": func(l *Log) error {
 			return l.Compact(Retention{Applied: entries, Peer: entries - 5, MaxEntries: entries})
 		},
@@ -247,7 +260,7 @@ func TestCrashWhileDeleting(t *testing.T) {
 		for crashAt := 1; crashAt <= 3; crashAt++ {
 			t.Run(fmt.Sprint(name, crashAt), func(t *testing.T) {
 				store := newCrashStore()
-				l := openLog(t, store, LogOptions{})
+				l := openLog(t, store, LogOptions{blockEntries: 1})
 				appendN(t, l, e1, entries)
 				store.deletes = crashAt
 				require.ErrorIs(t, delete(l), errDisk)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
 )
 
@@ -19,33 +20,91 @@ func (l *Log) Read(after uint64, maxEntries, maxBytes int) ([]*Entry, error) {
 	if err != nil || len(entries) > 0 || count == 0 {
 		return entries, err
 	}
-	entries = make([]*Entry, 0, min(count, 1024))
+	return l.readStore(after+1, after+uint64(count), maxBytes)
+}
+
+// readStore reads what the store has of positions from … to, no more than maxBytes
+// but at least one entry.
+func (l *Log) readStore(from, to uint64, maxBytes int) ([]*Entry, error) {
+	entries := make([]*Entry, 0, min(to-from+1, 1024))
 	size := 0
-	for p := after + 1; p <= after+uint64(count); p++ {
-		e, err := l.readStore(p)
+	for from <= to {
+		part, err := l.readSegment(from, to)
 		if err != nil {
-			return nil, l.readError(p, err)
+			return nil, err
 		}
-		if size += e.size; size > maxBytes && len(entries) > 0 {
-			break
+		for _, e := range part {
+			if size += e.size; size > maxBytes && len(entries) > 0 {
+				return entries, nil
+			}
+			entries = append(entries, e)
+		}
+		from += uint64(len(part))
+	}
+	return entries, nil
+}
+
+// readSegment reads, of positions from … to, those that are in one block.
+func (l *Log) readSegment(from, to uint64) ([]*Entry, error) {
+	l.mu.Lock()
+	first, durable, cuts := l.first, l.durable.Position, l.cuts
+	if from < first || from > durable {
+		l.mu.Unlock()
+		return nil, readError(from, first, durable)
+	}
+	s, end := l.segmentOf(from)
+	l.mu.Unlock()
+	entries, err := l.readFrom(s, from, min(to, end))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if cuts != l.cuts { // what was read may be what was cut off
+		return nil, fmt.Errorf("%w: entry %d: the log was cut", ErrAhead, from)
+	}
+	if from < l.first {
+		return nil, readError(from, l.first, l.durable.Position)
+	}
+	return entries, err
+}
+
+// readBlock reads one block of the store.
+func (l *Log) readBlock(index uint64) (block, error) {
+	var raw raft.Log
+	if err := l.store.GetLog(index, &raw); err != nil {
+		if errors.Is(err, raft.ErrLogNotFound) {
+			return block{}, fmt.Errorf("%w: block %d is missing", ErrCorrupt, index)
+		}
+		return block{}, fmt.Errorf("reading block %d of the log: %w", index, err)
+	}
+	return openBlock(index, raw.Data)
+}
+
+// readFrom decodes the entries from … to of a segment, as many as its block has.
+func (l *Log) readFrom(s segment, from, to uint64) ([]*Entry, error) {
+	b, err := l.readBlock(s.index)
+	if err != nil {
+		return nil, err
+	}
+	end := b.first + uint64(len(b.entries)) // above the last
+	if b.first != s.first || from >= end {
+		return nil, fmt.Errorf("%w: block %d has entries %d to %d, not %d", ErrCorrupt, s.index, b.first, end-1, from)
+	}
+	entries := make([]*Entry, 0, min(to+1, end)-from)
+	for p := from; p <= to && p < end; p++ {
+		e, err := decode(p, b.entries[p-b.first])
+		if err != nil {
+			return nil, err
 		}
 		entries = append(entries, e)
 	}
 	return entries, nil
 }
 
-// readError explains an entry that was not found: it may have been compacted, or
-// cut, since the log's bounds were read.
-func (l *Log) readError(position uint64, err error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case position < l.first:
-		return fmt.Errorf("%w: entry %d, the log begins at %d", ErrCompacted, position, l.first)
-	case position > l.last.Position && errors.Is(err, ErrCorrupt):
-		return fmt.Errorf("%w: %d, it ends at %d", ErrAhead, position, l.last.Position)
+// readError explains why an entry cannot be read.
+func readError(position, first, last uint64) error {
+	if position < first {
+		return fmt.Errorf("%w: entry %d, the log begins at %d", ErrCompacted, position, first)
 	}
-	return err
+	return fmt.Errorf("%w: %d, it ends at %d", ErrAhead, position, last)
 }
 
 // readCache reads what the cache has. Where it has not the first entry, count is

@@ -19,14 +19,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // crashStore is a log store of which a crash keeps what was synced and, of the
 // call under way, any part from its front that a disk could keep.
 type crashStore struct {
-	mu       sync.Mutex
-	durable  map[uint64]*raft.Log
-	inFlight []*raft.Log   // of a StoreLogs that has not returned
-	gate     chan struct{} // not nil: StoreLogs waits for it
-	entered  chan struct{} // not nil: told of each StoreLogs that waits
-	fail     error
-	calls    int
-	deletes  int // DeleteRange calls until one fails; 0: none does
+	mu        sync.Mutex
+	durable   map[uint64]*raft.Log
+	inFlight  []*raft.Log   // of a StoreLogs that has not returned
+	gate      chan struct{} // not nil: StoreLogs waits for it
+	entered   chan struct{} // not nil: told of each StoreLogs that waits
+	fail      error
+	failKeeps int // of the logs of a StoreLogs that fails
+	calls     int
+	deletes   int // DeleteRange calls until one fails; 0: none does
 }
 
 var errDisk = errors.New("the disk is gone")
@@ -67,7 +68,11 @@ func (s *crashStore) GetLog(index uint64, out *raft.Log) error {
 func (s *crashStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
 func (s *crashStore) StoreLogs(logs []*raft.Log) error {
+	last, _ := s.LastIndex()
 	s.mu.Lock()
+	if last > 0 && logs[0].Index != last+1 { // stores that keep their logs in files want that
+		panic(fmt.Sprintf("log %d after %d", logs[0].Index, last))
+	}
 	s.calls++
 	s.inFlight = logs
 	gate, entered := s.gate, s.entered
@@ -82,6 +87,9 @@ func (s *crashStore) StoreLogs(logs []*raft.Log) error {
 	defer s.mu.Unlock()
 	s.inFlight = nil
 	if s.fail != nil {
+		for _, l := range logs[:min(s.failKeeps, len(logs))] {
+			s.durable[l.Index] = l
+		}
 		return s.fail
 	}
 	for _, l := range logs {
@@ -117,10 +125,20 @@ func (s *crashStore) crash(keep int) *crashStore {
 	return after
 }
 
-func (s *crashStore) positions() []uint64 {
+// positions are those of all entries in the store's blocks.
+func (s *crashStore) positions() (list []uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.durable))
+	for _, index := range slices.Sorted(maps.Keys(s.durable)) {
+		b, err := openBlock(index, s.durable[index].Data)
+		if err != nil {
+			panic(err)
+		}
+		for i := range b.entries {
+			list = append(list, b.first+uint64(i))
+		}
+	}
+	return list
 }
 
 func command(i int) *replication.Command {

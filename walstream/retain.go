@@ -1,6 +1,10 @@
 package walstream
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/hashicorp/raft"
+)
 
 // Retention says which entries a log may let go.
 type Retention struct {
@@ -38,39 +42,40 @@ func (r Retention) compactTo(first uint64, sizes []uint32, total int64) uint64 {
 	return max(min(to, limit), first-1)
 }
 
-// deleteChunk bounds the entries of one DeleteRange: stores do it in one
+// deleteBlocks bounds the blocks of one DeleteRange: stores do it in one
 // transaction, during which nothing else is written.
-const deleteChunk = 10000
+const deleteBlocks = 10000
 
-// Compact lets go of entries as r allows. It deletes from the lowest position
-// up, so that a crash between leaves a log without a hole.
+// Compact lets go of entries as r allows, and of the blocks that have no others.
+// It deletes from the lowest block up, so that a crash between leaves a log
+// without a hole.
 func (l *Log) Compact(r Retention) error {
+	if err := l.letGo(r); err != nil {
+		return err
+	}
 	for {
-		done, err := l.compactChunk(r)
+		done, err := l.deleteChunk()
 		if err != nil || done {
 			return err
 		}
 	}
 }
 
-func (l *Log) compactChunk(r Retention) (done bool, err error) {
-	l.lockStore()
+// letGo makes the log begin where r allows: readers stop using what is before that
+// before it is gone.
+func (l *Log) letGo(r Retention) error {
+	l.lockStore() // nothing is being cut
 	defer l.unlockStore()
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.err != nil {
-		defer l.mu.Unlock()
-		return true, l.err
+		return l.err
 	}
-	first := l.first
-	to := min(r.compactTo(first, l.sizes, l.total), l.durable.Position)
-	l.mu.Unlock()
-	if to < first {
-		return true, nil
+	to := min(r.compactTo(l.first, l.sizes, l.total), l.durable.Position)
+	if to < l.first {
+		return nil
 	}
-	to = min(to, first+deleteChunk-1)
-	// Readers stop using these before they are gone.
-	l.mu.Lock()
-	n := to - first + 1
+	n := to - l.first + 1
 	for _, size := range l.sizes[:n] {
 		l.total -= int64(size)
 	}
@@ -80,8 +85,28 @@ func (l *Log) compactChunk(r Retention) (done bool, err error) {
 		l.cached -= l.cache[0].size
 		l.cache = l.cache[1:]
 	}
+	n = 0
+	for int(n)+1 < len(l.segments) && l.segments[n+1].first <= l.first {
+		n++
+	}
+	l.segments = l.segments[n:]
+	return nil
+}
+
+// deleteChunk deletes blocks before the first segment.
+func (l *Log) deleteChunk() (done bool, err error) {
+	l.lockStore()
+	defer l.unlockStore()
+	l.mu.Lock()
+	if l.err != nil || len(l.segments) == 0 || l.segments[0].index <= l.lowest {
+		defer l.mu.Unlock()
+		return true, l.err
+	}
+	from := l.lowest
+	to := min(l.segments[0].index-1, from+deleteBlocks-1)
+	l.lowest = to + 1
 	l.mu.Unlock()
-	if err := l.store.DeleteRange(first, to); err != nil {
+	if err := l.store.DeleteRange(from, to); err != nil {
 		l.fail(err)
 		return true, l.Err()
 	}
@@ -89,14 +114,13 @@ func (l *Log) compactChunk(r Retention) (done bool, err error) {
 }
 
 // Truncate cuts off the entries after a position. Everything accepted must be
-// durable (see Sync), and nobody may append meanwhile. It deletes from the
-// highest position down, so that a crash between leaves a log without a hole,
-// which is cut again.
+// durable (see Sync), and nobody may append meanwhile. When it returns the cut is
+// durable; a crash before leaves the log as it was.
 func (l *Log) Truncate(after uint64) error {
 	l.lockStore()
 	defer l.unlockStore()
 	l.mu.Lock()
-	first, last, base, pending, err := l.first, l.last.Position, l.base, len(l.pending), l.err
+	first, last, base, pending, next, err := l.first, l.last.Position, l.base, len(l.pending), l.next, l.err
 	l.mu.Unlock()
 	switch {
 	case err != nil:
@@ -115,42 +139,25 @@ func (l *Log) Truncate(after uint64) error {
 		}
 		mark.Position = after
 	}
-	return l.cut(mark, last)
-}
-
-// cut deletes the entries after mark, up to last. the store is locked.
-func (l *Log) cut(mark Mark, last uint64) error {
+	if err := l.storeLogs([]*raft.Log{newBlock(next, after+1, mark.Epoch.Number, nil)}); err != nil {
+		return err
+	}
 	l.mu.Lock()
-	keep := mark.Position + 1 - l.first
-	for _, size := range l.sizes[keep:] {
-		l.total -= int64(size)
-	}
-	l.sizes = l.sizes[:keep]
-	for n := len(l.cache); n > 0 && l.cache[n-1].Position > mark.Position; n-- {
-		l.cached -= l.cache[n-1].size
-		l.cache = l.cache[: n-1 : n-1] // what a reader holds is not written over
-	}
-	l.last, l.durable, l.handed = mark, mark, mark.Position
-	l.mu.Unlock()
-	for to := last; to > mark.Position; {
-		from := max(mark.Position+1, to-min(to, deleteChunk)+1)
-		if err := l.store.DeleteRange(from, to); err != nil {
-			l.fail(err)
-			return l.Err()
-		}
-		to = from - 1
-	}
+	defer l.mu.Unlock()
+	l.next++
+	l.forget(mark)
 	return nil
 }
 
 // Reset empties the log, which then begins at base: it no longer is the log it
 // was. The caller keeps base durably, and that the log is being replaced from
-// before the call until after (hot standby, "rebuilding").
+// before the call until after (hot standby, "rebuilding"). It deletes from the
+// highest block down, so that a crash between leaves a log that opens.
 func (l *Log) Reset(base Mark) error {
 	l.lockStore()
 	defer l.unlockStore()
 	l.mu.Lock()
-	first, last, pending, err := l.first, l.last.Position, len(l.pending), l.err
+	lowest, next, pending, err := l.lowest, l.next, len(l.pending), l.err
 	l.mu.Unlock()
 	if err != nil {
 		return err
@@ -158,8 +165,8 @@ func (l *Log) Reset(base Mark) error {
 	if pending > 0 {
 		return fmt.Errorf("emptying the log: %d entries are not durable", pending)
 	}
-	for to := last; to >= first && to > 0; {
-		from := max(first, to-min(to, deleteChunk)+1)
+	for to := next - 1; to >= lowest; {
+		from := max(lowest, to-min(to, deleteBlocks)+1)
 		if err := l.store.DeleteRange(from, to); err != nil {
 			l.fail(err)
 			return l.Err()
@@ -170,6 +177,8 @@ func (l *Log) Reset(base Mark) error {
 	defer l.mu.Unlock()
 	l.base, l.first, l.durable, l.last, l.handed = base, base.Position+1, base, base, base.Position
 	l.cache, l.cached, l.sizes, l.total = nil, 0, nil, 0
+	l.segments, l.lowest = nil, next
+	l.cuts++
 	l.tellAll()
 	return nil
 }
