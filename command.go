@@ -107,6 +107,11 @@ func (n *Node) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads the form of CreateNode.
 func (n *Node) UnmarshalJSON(data []byte) error {
+	r := plainReader{data: data}
+	if plain := r.node(); r.done() {
+		*n = plain
+		return nil
+	}
 	var d nodeData
 	if err := json.Unmarshal(data, &d); err != nil {
 		return fmt.Errorf("%w: node: %v", ErrInvalidCommand, err)
@@ -139,6 +144,11 @@ func (e *Edge) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON reads the form of CreateEdge.
 func (e *Edge) UnmarshalJSON(data []byte) error {
+	r := plainReader{data: data}
+	if plain := r.edge(); r.done() {
+		*e = plain
+		return nil
+	}
 	var d edgeData
 	if err := json.Unmarshal(data, &d); err != nil {
 		return fmt.Errorf("%w: edge: %v", ErrInvalidCommand, err)
@@ -253,13 +263,18 @@ func (c *Command) Validate() error {
 	if year := c.Timestamp.UTC().Year(); !c.Timestamp.IsZero() && (year < 1678 || year > 2261) {
 		return fmt.Errorf("%w: timestamp of the year %d", ErrInvalidCommand, year)
 	}
-	if c.Type >= CmdEmbedder {
+	if c.Type >= CmdEmbedder || plainCommand(c.Type, c.Data) {
 		return nil
 	}
-	if c.Type == CmdCypher {
-		return validateCypher(c.Data)
+	var err error
+	switch c.Type {
+	case CmdCypher:
+		err = validateCypher(c.Data)
+	case CmdBatchWrite:
+		_, err = decodeBatch(c.Data)
+	default:
+		_, err = decodeOperation(c)
 	}
-	_, err := decodeOperations(c)
 	return err
 }
 

@@ -18,7 +18,14 @@ type operation func(Storage) error
 // [ErrInvalidCommand]. The commands of a BatchWrite run in order and stop at
 // the first error; it is the StorageApplier that makes them all or none.
 func Dispatch(s Storage, cmd *Command) error {
-	ops, err := decodeOperations(cmd)
+	if cmd.Type != CmdBatchWrite {
+		op, err := decodeOperation(cmd)
+		if err != nil {
+			return err
+		}
+		return op(s)
+	}
+	ops, err := decodeBatch(cmd.Data)
 	if err != nil {
 		return err
 	}
@@ -31,17 +38,6 @@ func Dispatch(s Storage, cmd *Command) error {
 		}
 	}
 	return nil
-}
-
-func decodeOperations(cmd *Command) ([]operation, error) {
-	if cmd.Type == CmdBatchWrite {
-		return decodeBatch(cmd.Data)
-	}
-	op, err := decodeOperation(cmd)
-	if err != nil {
-		return nil, err
-	}
-	return []operation{op}, nil
 }
 
 func decodeOperation(cmd *Command) (operation, error) {
@@ -73,13 +69,17 @@ func decodeNodeOperation(t CommandType, data []byte) (operation, error) {
 	if err := checkID("node ID", string(n.ID)); err != nil {
 		return nil, err
 	}
+	return nodeOperation(t, n), nil
+}
+
+func nodeOperation(t CommandType, n *Node) operation {
 	switch t {
 	case CmdCreateNode:
-		return func(s Storage) error { return s.CreateNode(n) }, nil
+		return func(s Storage) error { return s.CreateNode(n) }
 	case CmdUpdateNode:
-		return func(s Storage) error { return s.UpdateNode(n) }, nil
+		return func(s Storage) error { return s.UpdateNode(n) }
 	default:
-		return func(s Storage) error { return putNode(s, n) }, nil
+		return func(s Storage) error { return putNode(s, n) }
 	}
 }
 
@@ -92,20 +92,28 @@ func decodeEdgeOperation(t CommandType, data []byte) (operation, error) {
 		checkID("end node ID", string(e.EndNode)), checkID("edge type", e.Type)); err != nil {
 		return nil, err
 	}
+	return edgeOperation(t, e), nil
+}
+
+func edgeOperation(t CommandType, e *Edge) operation {
 	switch t {
 	case CmdCreateEdge:
-		return func(s Storage) error { return s.CreateEdge(e) }, nil
+		return func(s Storage) error { return s.CreateEdge(e) }
 	case CmdUpdateEdge:
-		return func(s Storage) error { return updateEdge(s, e) }, nil
+		return func(s Storage) error { return updateEdge(s, e) }
 	default:
-		return func(s Storage) error { return putEdge(s, e) }, nil
+		return func(s Storage) error { return putEdge(s, e) }
 	}
 }
 
 func decodeDeleteEdge(data []byte) (operation, error) {
-	var d deleteEdgeData
-	if err := json.Unmarshal(data, &d); err != nil {
-		return nil, fmt.Errorf("%w: DeleteEdge: %v", ErrInvalidCommand, err)
+	r := plainReader{data: data}
+	d := r.deleteEdge()
+	if !r.done() {
+		d = deleteEdgeData{}
+		if err := json.Unmarshal(data, &d); err != nil {
+			return nil, fmt.Errorf("%w: DeleteEdge: %v", ErrInvalidCommand, err)
+		}
 	}
 	id := d.EdgeID
 	if id == "" {
@@ -122,6 +130,10 @@ func decodeDeleteEdge(data []byte) (operation, error) {
 }
 
 func decodeSetProperty(data []byte) (operation, error) {
+	r := plainReader{data: data}
+	if d, value := r.setProperty(); r.done() {
+		return setPropertyOperation(d.NodeID, d.Key, value), nil
+	}
 	var d setPropertyData
 	if err := json.Unmarshal(data, &d); err != nil {
 		return nil, fmt.Errorf("%w: SetProperty: %v", ErrInvalidCommand, err)
@@ -140,10 +152,18 @@ func decodeSetProperty(data []byte) (operation, error) {
 		}
 		value = v
 	}
-	return func(s Storage) error { return s.SetProperty(d.NodeID, d.Key, value) }, nil
+	return setPropertyOperation(d.NodeID, d.Key, value), nil
+}
+
+func setPropertyOperation(id NodeID, key string, value any) operation {
+	return func(s Storage) error { return s.SetProperty(id, key, value) }
 }
 
 func decodeBatch(data []byte) ([]operation, error) {
+	r := plainReader{data: data}
+	if ops := r.batch(); r.done() {
+		return ops, nil
+	}
 	var d batchData
 	if err := json.Unmarshal(data, &d); err != nil {
 		return nil, fmt.Errorf("%w: BatchWrite: %v", ErrInvalidCommand, err)

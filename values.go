@@ -19,7 +19,8 @@ const maxValueDepth = 64
 // An integer beyond int64, trailing data or deep nesting is an error that
 // wraps [ErrInvalidCommand].
 func DecodeValue(data []byte) (any, error) {
-	if v, ok := decodePlain(data); ok {
+	r := plainReader{data: data}
+	if v := r.value(0); r.done() {
 		return v, nil
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
@@ -32,30 +33,6 @@ func DecodeValue(data []byte) (any, error) {
 		return nil, fmt.Errorf("%w: data after the value", ErrInvalidCommand)
 	}
 	return normalize(raw, 0)
-}
-
-// decodePlain decodes what most values are: a string that is written as it is,
-// an integer of some digits.
-func decodePlain(data []byte) (any, bool) {
-	n := len(data)
-	if n >= 2 && data[0] == '"' && data[n-1] == '"' {
-		if plainText(data[1 : n-1]) {
-			return string(data[1 : n-1]), true
-		}
-		return nil, false
-	}
-	const digits = 15
-	if n == 0 || n > digits || data[0] == '0' && n > 1 {
-		return nil, false
-	}
-	i := int64(0)
-	for _, c := range data {
-		if c < '0' || c > '9' {
-			return nil, false
-		}
-		i = 10*i + int64(c-'0')
-	}
-	return i, true
 }
 
 // plainText: a string of these bytes is its own JSON form, between quotes.
