@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
-	"sync"
 	"time"
 	"unicode/utf8"
 
-	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/nornicdb/replication"
 )
 
@@ -55,46 +53,6 @@ type Entry struct {
 // Mark of the entry.
 func (e *Entry) Mark() Mark { return Mark{e.Position, e.Epoch} }
 
-// record and recordCommand are the version 1 payload. The order of the fields
-// is the format.
-type record struct {
-	//lint:ignore U1000 the codec reads its tag by reflection
-	_struct     bool `codec:",toarray"`
-	EpochNumber uint64
-	EpochOwner  string
-	TimestampNS int64 // Unix; math.MinInt64 where there is none
-	RequestID   string
-	Hash        []byte // empty: that of Commands
-	Conditional bool
-	ValidAt     uint64
-	Commands    []recordCommand
-}
-
-type recordCommand struct {
-	//lint:ignore U1000 the codec reads its tag by reflection
-	_struct     bool `codec:",toarray"`
-	Type        uint8
-	Data        []byte
-	TimestampNS int64
-}
-
-const noTimestamp = math.MinInt64
-
-func msgpackHandle() *codec.MsgpackHandle {
-	h := &codec.MsgpackHandle{WriteExt: true}
-	h.MaxInitLen = 1024 // what a length in the input may make it allocate at once
-	return h
-}
-
-var handle = msgpackHandle()
-
-// encoders and decoders are kept, as making one costs more than an entry.
-var (
-	encoders = sync.Pool{New: func() any { return codec.NewEncoderBytes(nil, handle) }}
-	decoders = sync.Pool{New: func() any { return codec.NewDecoderBytes(nothing, handle) }}
-	nothing  = []byte{} // what one that is kept refers to
-)
-
 // stored is an entry with its stored form, on its way into the log. The
 // checksum is that of version and payload until seal adds the position.
 type stored struct {
@@ -120,52 +78,37 @@ func encode(epoch replication.Epoch, at time.Time, g replication.Group) (stored,
 	if r.TimestampNS, err = toNanos(at); err != nil {
 		return stored{}, err
 	}
-	own := make([]*replication.Command, len(g.Commands)) // the caller keeps its own
 	for i, c := range g.Commands {
 		if c == nil {
 			return stored{}, fmt.Errorf("%w: command %d is missing", replication.ErrInvalidCommand, i)
 		}
-		own[i] = &replication.Command{Type: c.Type, Data: append([]byte{}, c.Data...), Timestamp: c.Timestamp}
-		r.Commands[i] = recordCommand{Type: uint8(c.Type), Data: own[i].Data}
+		r.Commands[i] = recordCommand{Type: uint8(c.Type), Data: c.Data}
 		if r.Commands[i].TimestampNS, err = toNanos(c.Timestamp); err != nil {
 			return stored{}, err
 		}
 	}
-	if g.Commands = own; len(own) > 0 {
-		own[0].RequestID = g.RequestID
-	}
-	data, err := r.marshal()
-	if err != nil {
-		return stored{}, fmt.Errorf("%w: encoding a log entry: %w", replication.ErrInvalidCommand, err)
-	}
+	data := make([]byte, entryHeadBytes, entryHeadBytes+r.sizeBound())
+	data[0] = entryVersion1
+	data = r.append(data)
+	g.Commands = r.ownCommands(g.Commands)
 	e := &Entry{Epoch: epoch, Timestamp: at, Group: g, size: len(data)}
 	e.Checksum = checksum(data)
 	return stored{e, data}, nil
 }
 
-func (r *record) marshal() ([]byte, error) {
-	enc := encoders.Get().(*codec.Encoder)
-	defer encoders.Put(enc)
-	data := make([]byte, entryHeadBytes, entryHeadBytes+r.sizeBound())
-	data[0] = entryVersion1
-	payload := data[entryHeadBytes:] // there is room for it behind the head
-	enc.ResetBytes(&payload)
-	if err := enc.Encode(r); err != nil {
-		return nil, err
+// ownCommands are the commands of a record that was encoded: the caller keeps its
+// own. Their Data is that of the stored form.
+func (r *record) ownCommands(theirs []*replication.Command) []*replication.Command {
+	list := make([]replication.Command, len(theirs))
+	own := make([]*replication.Command, len(theirs))
+	for i, c := range theirs {
+		list[i] = replication.Command{Type: c.Type, Data: r.Commands[i].Data, Timestamp: c.Timestamp}
+		own[i] = &list[i]
 	}
-	enc.ResetBytes(&nothing)
-	if cap(payload) == cap(data)-entryHeadBytes {
-		return data[:entryHeadBytes+len(payload)], nil
+	if len(own) > 0 {
+		own[0].RequestID = r.RequestID
 	}
-	return append(data, payload...), nil // it has moved, as the room was too small
-}
-
-func (r *record) sizeBound() int {
-	size := 64 + len(r.EpochOwner) + len(r.RequestID) + len(r.Hash)
-	for i := range r.Commands {
-		size += 24 + len(r.Commands[i].Data)
-	}
-	return size
+	return own
 }
 
 // checksum is that of everything but the position.
@@ -211,26 +154,6 @@ func decode(position uint64, data []byte) (*Entry, error) {
 	}
 	e.Position, e.Checksum, e.size = position, sum, len(data)
 	return e, nil
-}
-
-// decodeBytes decodes v and turns a decoder's panic on malformed input into an
-// error.
-func decodeBytes(data []byte, v any) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("msgpack: %v", r)
-		}
-	}()
-	dec := decoders.Get().(*codec.Decoder) // one that panics is not kept
-	dec.ResetBytes(data)
-	err = dec.Decode(v)
-	n := dec.NumBytesRead()
-	dec.ResetBytes(nothing)
-	decoders.Put(dec)
-	if err == nil && n != len(data) {
-		err = fmt.Errorf("%d bytes after the payload", len(data)-n)
-	}
-	return err
 }
 
 func (r *record) entry() (*Entry, error) {
