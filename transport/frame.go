@@ -2,7 +2,6 @@ package transport
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,8 +11,10 @@ import (
 const (
 	frameHeadBytes = 4
 	// firstStepBytes is what a frame's announced length may cost before bytes
-	// of it have arrived; after that the buffer grows with what arrives.
-	firstStepBytes = 4 << 10
+	// of it have arrived; after that the buffer is at most stepFactor times as
+	// large as what has arrived.
+	firstStepBytes = 16 << 10
+	stepFactor     = 4
 )
 
 // errFrame: the frame breaks the protocol; the connection is not usable.
@@ -44,16 +45,22 @@ func readFrameHead(r *bufio.Reader, limit int) (int, error) {
 
 // readFrameBody reads what follows the length.
 func readFrameBody(r *bufio.Reader, size int) ([]byte, error) {
-	var buf bytes.Buffer
-	buf.Grow(min(size, firstStepBytes))
-	n, err := io.CopyN(&buf, r, int64(size))
-	if err == io.EOF && n < int64(size) {
-		err = io.ErrUnexpectedEOF
+	buf := make([]byte, min(size, firstStepBytes))
+	for n := 0; ; {
+		m, err := io.ReadFull(r, buf[n:])
+		if n += m; n == size {
+			return buf, nil
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, err
+		}
+		grown := make([]byte, min(size, stepFactor*n))
+		copy(grown, buf)
+		buf = grown
 	}
-	if err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
 }
 
 // beginFrame starts a frame in dst; endFrame fills in its length.
