@@ -44,8 +44,8 @@ var oddValues = []string{`0`, `-0`, `-1`, `12`, `00`, `-01`, `999999999999999999
 	`-9223372036854775809`, `0.0`, `-0.0`, `1.0`, `1e3`, `1E+3`, `1e-400`, `1e400`, `-1e400`, `1.7976931348623157e308`, `1.8e308`, `5e-324`, `1.e3`, `1e+`,
 	`true`, `false`, `null`, `tru`, `nul`, `True`, `""`, `"<&>"`, `"\""`, `"\\"`, `"\/\b\f\n\r\t"`, `"A\u0000\u00e9\u2028"`, `"\u00E9"`,
 	`"\ud83d\ude00"`, `"\ud83d"`, `"\ude00x"`, `"\ud83dA"`, `"\u12"`, `"\x41"`, `"\`, "\"\x00\"", "\"\n\"", "\"\x7f\"", "\"\xff\"", "\"\xc0\x80\"",
-	"\"\xed\xa0\x80\"", "\"1234567\xc3\"", `"é€😀"`, `"12345678\n12345678"`, `"1234567"8"`, `"unfinished`, `[]`, `[1,"a",null,[true],{"a":1.5}]`, `[1,]`,
-	`[,1]`, `[1 2]`, `{}`, `{"a":1,"a":2}`, `{"a":1e400,"a":2}`, `{"\u0061":1,"a":null}`, `{"a"}`, `{"a":}`, `{a:1}`, `{"a":1,}`, `{,}`,
+	"\"\xed\xa0\x80\"", "\"1234567\xc3\"", "\"\xff\\n\"", `"é€😀"`, `"12345678\n12345678"`, `"1234567"8"`, `"unfinished`, `[]`, `[1,"a",null,[true],{"a":1.5}]`, `[1,]`,
+	`[,1]`, `[1 2]`, `[1;2]`, `{}`, `{"a":1,"a":2}`, `{"a":1e400,"a":2}`, `{"\u0061":1,"a":null}`, `{"a"}`, `{"a":}`, `{a:1}`, `{"a":1,}`, `{,}`,
 	` 1 `, "\t\r\n1", "\v1", "1\x00", "", strings.Repeat("[", 64) + strings.Repeat("]", 64), strings.Repeat("[", 65) + strings.Repeat("]", 65),
 	strings.Repeat("[", 66) + strings.Repeat("]", 66), strings.Repeat(`{"a":`, 64) + "1" + strings.Repeat("}", 64),
 	strings.Repeat(`{"a":`, 65) + "1" + strings.Repeat("}", 65)}
@@ -76,7 +76,8 @@ var oddCommands = []string{`{}`, `null`, `[]`, `"a"`, ``, ` `, `{`, `a`, "a\xff"
 	`{"commands":[{"Type":7,"Data":"e30="}]}`, `{"commands":[{"Type":8,"Data":"e30="}]}`, `{"commands":[{"Type":32,"Data":"e30="}]}`, `{"commands":[{"Type":64,"Data":"e30="}]}`,
 	`{"commands":[{"Type":3,"Data":"YQ==","RequestID":"\ud800"},{"Type":3,"Data":"Yg=="},{"Type":3,"Data":"YmI="}]}`,
 	`{"nodes":[{"id":"a"},{"id":"b","labels":["L"]}],"edges":[{"startNode":"a","endNode":"b","type":"R"}]}`,
-	`{"edges":[{"startNode":"a","endNode":"b","type":"R"}],"nodes":[{"id":"a"}],"commands":[{"Type":3,"Data":"YQ=="}]}`, `{"nodes":[{"ID":"a"}]}`, `{"nodes":[null]}`,
+	`{"edges":[{"startNode":"a","endNode":"b","type":"R"}],"nodes":[{"id":"a"}],"commands":[{"Type":3,"Data":"YQ=="}]}`, `{"nodes":[{"id":"a"}],"commands":[{"Type":3,"Data":"YQ=="}]}`,
+	`{"edges":[{"startNode":"a","endNode":"b","type":"R"}],"commands":[{"Type":3,"Data":"YQ=="}]}`, `{"nodes":[{"ID":"a"}]}`, `{"nodes":[null]}`,
 	`{"nodes":[{"id":"a"}],"nodes":[{"id":"b"}]}`, `{"nodes":[{"id":"a","labels":["L"]}],"nodes":[{"id":"b"}]}`, `{"nodes":null,"edges":null}`, `{"nodes":[{"id":"a"}],"edges":[{}]}`,
 	`{"query":"RETURN 1"}`, `{"query":"RETURN $a","params":{"a":1e400}}`, `{"query":"RETURN $a","params":{"a":12345678901234567890}}`, `{"query":""}`,
 	`{"query":"x","params":null}`, `{"query":"x","params":[]}`, `{"Query":"x"}`, `{"query":"x","query":""}`}

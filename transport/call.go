@@ -24,7 +24,7 @@ type waiting struct {
 // call sends a request and waits for its answer. An error marked NotSent says
 // that the peer never got it.
 func (c *conn) call(ctx context.Context, code replication.MessageType, request, response any) error {
-	payload, err := json.Marshal(request)
+	payload, err := encodePayload(request)
 	if err != nil {
 		return replication.MarkNotSent(fmt.Errorf("encoding message %d: %w", code, err))
 	}

@@ -31,7 +31,7 @@ func send[T any](ctx context.Context, r requester, code replication.MessageType,
 
 // SendWALBatch implements replication.PeerConnection.
 func (r requester) SendWALBatch(ctx context.Context, entries []*replication.WALEntry) (*replication.WALBatchResponse, error) {
-	return send[replication.WALBatchResponse](ctx, r, replication.MsgWALBatch, entries)
+	return send[replication.WALBatchResponse](ctx, r, replication.MsgWALBatch, walEntries(entries))
 }
 
 // SendHeartbeat implements replication.PeerConnection.

@@ -135,6 +135,38 @@ func appendJSON(dst []byte, v any) []byte {
 	return append(dst, b...)
 }
 
+// encodePayload makes the JSON of a message. Those that carry the data write it
+// themselves: the same bytes, with less work.
+func encodePayload(v any) ([]byte, error) {
+	if m, ok := v.(interface {
+		AppendJSON(dst []byte) ([]byte, error)
+	}); ok {
+		return m.AppendJSON(nil)
+	}
+	return json.Marshal(v)
+}
+
+// walEntries are a WALBatch of documented fields.
+type walEntries []*replication.WALEntry
+
+// AppendJSON appends what encoding/json makes of the entries.
+func (list walEntries) AppendJSON(dst []byte) ([]byte, error) {
+	if list == nil {
+		return append(dst, "null"...), nil
+	}
+	dst = append(dst, '[')
+	for i, e := range list {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		var err error
+		if dst, err = e.AppendJSON(dst); err != nil {
+			return nil, err
+		}
+	}
+	return append(dst, ']'), nil
+}
+
 // encodeFrame makes a whole frame of at most limit payload bytes.
 func encodeFrame(e *envelope, limit int) ([]byte, error) {
 	buf := beginFrame(make([]byte, 0, frameHeadBytes+96+len(e.Node)+len(e.Payload)))

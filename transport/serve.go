@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sync/atomic"
 
@@ -154,7 +153,7 @@ func (c *conn) handle(env *envelope) {
 func (c *conn) response(env *envelope, result any, err error) ([]byte, error) {
 	resp := &envelope{Type: env.Type + 1, Node: c.t.opts.NodeID, ID: env.ID, HasID: env.HasID, Epoch: c.t.currentEpoch()}
 	if err == nil {
-		resp.Payload, err = json.Marshal(result)
+		resp.Payload, err = encodePayload(result)
 	}
 	if err == nil {
 		var frame []byte

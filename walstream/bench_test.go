@@ -203,6 +203,38 @@ func catchUp(b *testing.B, src *walstream.Log) time.Duration {
 }
 
 func BenchmarkDecodeBatch(b *testing.B) {
+	_, payload := benchBatch(b)
+	b.SetBytes(int64(len(payload)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := walstream.DecodeBatch(payload); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "entries/s")
+}
+
+// BenchmarkEncodeBatch is to be compared with what encoding/json takes for the same.
+func BenchmarkEncodeBatch(b *testing.B) {
+	batch, payload := benchBatch(b)
+	for name, encode := range map[string]func() ([]byte, error){
+		"json.Marshal": func() ([]byte, error) { return json.Marshal(batch.Entries) },
+		"AppendJSON":   func() ([]byte, error) { return batch.Entries.AppendJSON(nil) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(payload)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := encode(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// benchBatch is a batch of 1000 entries and its JSON.
+func benchBatch(b *testing.B) (*walstream.Batch, []byte) {
 	src := openBench(b, bolt(b))
 	for range 1000 {
 		_, err := src.Propose(benchEpoch, time.Now(), benchGroup())
@@ -212,11 +244,5 @@ func BenchmarkDecodeBatch(b *testing.B) {
 	require.NoError(b, err)
 	payload, err := json.Marshal(batch.Entries)
 	require.NoError(b, err)
-	b.SetBytes(int64(len(payload)))
-	for b.Loop() {
-		if _, err := walstream.DecodeBatch(payload); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "entries/s")
+	return batch, payload
 }

@@ -126,8 +126,12 @@ func FuzzDecodeBatch(f *testing.F) {
 	f.Add([]byte(`[{"Position":1,"Commands":[null],"Hash":"AA=="}]`))
 	f.Add([]byte(`null`))
 	f.Add([]byte(`[{}`))
+	for _, payload := range oddBatches {
+		f.Add([]byte(payload))
+	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		entries, err := DecodeBatch(payload)
+		readAsJSON(t, payload)
 		if err != nil {
 			require.ErrorIs(t, err, replication.ErrInvalidCommand)
 			return

@@ -30,7 +30,7 @@ type WireEntry struct {
 type Batch struct {
 	// Prev is the mark before the first entry.
 	Prev    Mark
-	Entries []*WireEntry
+	Entries Entries
 	Bytes   int // about what they take
 }
 
@@ -93,6 +93,15 @@ const MaxBatchEntries = 1 << 16
 // DecodeBatch decodes the payload of a WALBatch or a FetchResponse; errors wrap
 // ErrInvalidCommand. What it allocates is bounded by the bytes it has read.
 func DecodeBatch(payload []byte) ([]*WireEntry, error) {
+	r := wireReader{data: payload}
+	if entries, ok := r.batch(); ok {
+		return entries, nil
+	}
+	return decodeBatchJSON(payload)
+}
+
+// decodeBatchJSON decodes a batch in any form.
+func decodeBatchJSON(payload []byte) ([]*WireEntry, error) {
 	if bytes.Equal(bytes.TrimSpace(payload), []byte("null")) {
 		return nil, nil
 	}
