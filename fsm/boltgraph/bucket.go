@@ -53,6 +53,7 @@ func (b *bucket) put(key, value []byte) { b.latest.put(key, value) }
 // scan calls fn for each key with the prefix, in order, until it fails. What fn
 // writes to the bucket it does not see.
 func (b *bucket) scan(prefix []byte, fn func(k, v []byte) error) error {
+	defer b.latest.done()
 	newest, older, file := b.latest.view().seek(prefix), b.frozen.seek(prefix), b.base.Cursor()
 	baseK, baseV := file.Seek(prefix)
 	for {

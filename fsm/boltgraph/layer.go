@@ -56,21 +56,30 @@ type owner struct{ _ byte }
 type layerEdit struct {
 	root  *layerNode
 	bytes int    // what the items added take
-	owner *owner // nil: nothing was written since view
+	owner *owner // nil: nothing was written, or not since a view that is in use
+	views int    // in use
+	seen  bool   // one of them may show what owner owns; only while views > 0
 }
 
-// view is the layer as it is now: what is put later does not change it.
+// view is the layer as it is now: what is put before done is called does not
+// change it. A transaction looks for edges far more often than it finds one, so
+// a view that is done with costs what is put afterwards no copy.
 func (e *layerEdit) view() *layerNode {
-	if e.owner != nil {
-		e.owner = nil
-	}
+	e.views++
+	e.seen = true
 	return e.root
+}
+
+// done ends a view.
+func (e *layerEdit) done() {
+	e.views--
+	e.seen = e.seen && e.views > 0
 }
 
 // put sets a key. It keeps both slices.
 func (e *layerEdit) put(key, value []byte) {
-	if e.owner == nil {
-		e.owner = new(owner)
+	if e.owner == nil || e.seen {
+		e.owner, e.seen = new(owner), false
 	}
 	if e.root == nil {
 		e.root = &layerNode{owner: e.owner}

@@ -69,6 +69,46 @@ func TestLayerIsASortedMapOfWhichOldRootsStayAsTheyWere(t *testing.T) {
 	})
 }
 
+// TestViewShowsWhatWasThere while it is in use, whatever is put, and whichever
+// view ends first; afterwards nothing is copied for its sake.
+func TestViewShowsWhatWasThere(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type view struct {
+			root    *layerNode
+			content []string
+		}
+		var open []view
+		e := new(layerEdit)
+		end := func(i int) {
+			require.Equal(t, open[i].content, contentOf(open[i].root, nil))
+			open = slices.Delete(open, i, i+1)
+			e.done()
+		}
+		for range rapid.IntRange(0, 200).Draw(t, "steps") {
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			case 0:
+				root := e.view()
+				open = append(open, view{root, contentOf(root, nil)})
+			case 1:
+				if len(open) > 0 {
+					end(rapid.IntRange(0, len(open)-1).Draw(t, "view"))
+				}
+			default:
+				e.put(fmt.Appendf(nil, "%02d", rapid.IntRange(0, 90).Draw(t, "key")), []byte(rapid.StringN(0, 3, 3).Draw(t, "value")))
+			}
+		}
+		for len(open) > 0 {
+			end(len(open) - 1)
+		}
+		e.put([]byte("x"), nil)
+		root := e.root
+		e.view()
+		e.done()
+		e.put([]byte("x"), []byte("y"))
+		require.Same(t, root, e.root)
+	})
+}
+
 // TestBucketShowsTheNewestOfThreeLayers: what was deleted above is not there,
 // whatever is below.
 func TestBucketShowsTheNewestOfThreeLayers(t *testing.T) {
