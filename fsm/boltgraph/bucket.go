@@ -31,6 +31,7 @@ type table struct {
 // being written, over that the latest one.
 type bucket struct {
 	base   *bbolt.Bucket
+	cursor *bbolt.Cursor // of base, for get: bbolt's own Get makes a new one each time
 	frozen *layerNode
 	latest layerEdit
 }
@@ -44,7 +45,13 @@ func (b *bucket) get(key []byte) []byte {
 	if v, known := b.frozen.get(key); known {
 		return v
 	}
-	return b.base.Get(key)
+	if b.cursor == nil {
+		b.cursor = b.base.Cursor()
+	}
+	if k, v := b.cursor.Seek(key); bytes.Equal(k, key) {
+		return v
+	}
+	return nil
 }
 
 // put sets a value; nil deletes it. It keeps both slices.

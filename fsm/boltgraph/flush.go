@@ -1,6 +1,7 @@
 package boltgraph
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 	"time"
@@ -107,16 +108,17 @@ func (s *Store) Flush() error {
 func (t *table) write(btx *bbolt.Tx) error {
 	for i, root := range t.roots {
 		b := btx.Bucket(bucketNames[i])
+		file := b.Cursor()
 		for c := root.seek(nil); ; c.advance() {
 			k, v := c.item()
 			if k == nil {
 				break
 			}
 			var err error
-			if v == nil {
-				err = b.Delete(k)
-			} else {
+			if v != nil {
 				err = b.Put(k, v)
+			} else if found, _ := file.Seek(k); bytes.Equal(found, k) { // most never reached the file
+				err = file.Delete()
 			}
 			if err != nil {
 				return err
