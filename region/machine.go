@@ -305,8 +305,11 @@ func (t *txn) found(body []byte) error {
 }
 
 func (t *txn) load() (err error) {
-	if t.core == nil {
-		t.core, err = conflict.Load(t.Tx.(conflict.Store), t.settings.Self, t.settings.Conflict)
+	if t.core != nil {
+		return nil
+	}
+	if t.core, err = conflict.Load(t.Tx.(conflict.Store), t.settings.Self, t.settings.Conflict); err == nil {
+		t.core.Hold()
 	}
 	return err
 }
@@ -315,6 +318,9 @@ func (t *txn) load() (err error) {
 func (t *txn) finish() error {
 	if !t.changed {
 		return nil
+	}
+	if err := t.core.Save(); err != nil {
+		return err
 	}
 	t.status = t.core.Status()
 	return t.SetMeta([]byte(rowHeader), jsonBody(&t.head))

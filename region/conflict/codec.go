@@ -60,9 +60,14 @@ var errShort = errors.New("cut short or malformed")
 // reader reads what writer wrote. The first fault sticks. Nothing is allocated
 // from a length that the input does not back.
 type reader struct {
-	b   []byte
-	err error
+	b    []byte
+	text string // the whole input, of which strings are cut; "": each is a copy
+	err  error
+	slab []version // room for the versions of registers
 }
+
+// newReader reads b, which may be changed afterwards.
+func newReader(b []byte) *reader { return &reader{b: b, text: string(b)} }
 
 func (r *reader) fail() { r.err, r.b = errShort, nil }
 
@@ -92,7 +97,12 @@ func (r *reader) string() string {
 		r.fail()
 		return ""
 	}
-	s := string(r.b[:n])
+	var s string
+	if at := len(r.text) - len(r.b); at >= 0 {
+		s = r.text[at : at+int(n)]
+	} else {
+		s = string(r.b[:n])
+	}
 	r.b = r.b[n:]
 	if !utf8.ValidString(s) {
 		r.fail()
@@ -138,6 +148,9 @@ func (r *reader) register() (g register) {
 	if n > MaxRegions {
 		r.fail()
 	}
+	if n == 1 {
+		g.versions = r.room(1)[:0]
+	}
 	for i := 0; i < n && r.err == nil; i++ {
 		v := version{dot: r.dot(), time: r.uint(), value: r.string()}
 		if i > 0 && g.versions[i-1].dot.Region >= v.dot.Region {
@@ -148,6 +161,20 @@ func (r *reader) register() (g register) {
 	g.pending = r.vector()
 	return g
 }
+
+// room returns n versions to be filled. Most registers have one: a row's are
+// made together.
+func (r *reader) room(n int) []version {
+	if len(r.slab) < n {
+		r.slab = make([]version, max(n, slabVersions))
+	}
+	v := r.slab[:n:n]
+	r.slab = r.slab[n:]
+	return v
+}
+
+// slabVersions is how many versions are made at once.
+const slabVersions = 8
 
 func (r *reader) birth() (b birth) {
 	if b.dots = r.vector(); b.known() {

@@ -17,7 +17,13 @@ type Core struct {
 	head   header
 	counts Counts
 	failed error
-	budget int // of collect
+	budget int  // of collect
+	held   bool // see Hold
+	dirty  bool // the header has changed since it was written
+
+	blocks    map[blockID]*queueBlock // of the queues
+	lastBlock *queueBlock             // the one that was asked for last; nil: none
+	key, row  writer                  // room for a key and a row
 
 	// while an entry is applied
 	w        write
@@ -350,7 +356,7 @@ func (c *Core) finish() error {
 		if err != nil {
 			return err
 		}
-		return c.enqueue(c.w.dot, keys)
+		return c.enqueue(c.w.dot, keys...)
 	})
 }
 
@@ -366,14 +372,41 @@ func (c *Core) finished(save func() error) error {
 	if err == nil {
 		err = c.collect(c.budget)
 	}
-	if err == nil {
-		err = c.store.SetMeta([]byte(rowHeader), c.head.encode())
+	if c.dirty = true; err == nil && !c.held {
+		err = c.save()
 	}
 	c.reset()
 	if err != nil {
 		return c.fail(err)
 	}
 	return nil
+}
+
+// Hold puts the rows off that belong to no node or edge, the header and the
+// queues, until Save: they are written once for all that a transaction applies.
+func (c *Core) Hold() { c.held = true }
+
+// Save writes what Hold has put off. The transaction must not be committed
+// without it.
+func (c *Core) Save() error {
+	if c.failed != nil {
+		return c.failed
+	}
+	if err := c.save(); err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+func (c *Core) save() error {
+	if !c.dirty {
+		return nil
+	}
+	if err := c.saveBlocks(); err != nil {
+		return err
+	}
+	c.dirty = false
+	return c.store.SetMeta([]byte(rowHeader), c.head.encode())
 }
 
 // fail makes sure that no error of the Storage passes for a verdict.

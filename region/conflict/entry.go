@@ -86,7 +86,7 @@ func (e *Entry) readVersion(r *reader) (request bool, err error) {
 // DecodeEntry is the inverse of Encode. Data may be hostile: the error wraps
 // ErrInvalidEntry.
 func DecodeEntry(data []byte) (*Entry, error) {
-	r := &reader{b: data}
+	r := newReader(data)
 	e := new(Entry)
 	request, err := e.readVersion(r)
 	if err != nil {
@@ -234,7 +234,7 @@ func (s *Settings) FromWAL(w *replication.WALEntry) (*Entry, error) {
 		}
 		e.Context[i] = u
 	}
-	r := &reader{b: w.Command.Data}
+	r := newReader(w.Command.Data)
 	request, err := e.readVersion(r)
 	if err != nil {
 		return nil, err

@@ -97,7 +97,7 @@ func TestRowsRoundTrip(t *testing.T) {
 			n.birth.past = vector.Draw(t, "past")
 		}
 		n.flags(0)
-		back, err := decodeNode(n.id, n.encode(0))
+		back, err := decodeNode(n.id, rowOf(n.appendRow, 0))
 		require.NoError(t, err)
 		require.Equal(t, n, back)
 		key := edgeKey{n.id, rapid.StringN(1, 10, 40).Draw(t, "type"), rapid.StringN(1, 10, 40).Draw(t, "to")}

@@ -1,6 +1,7 @@
 package conflict
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 //	n <node>             node
 //	e <from><type><to>   edge
 //	i <to><from><type>   index of the edge rows by their end, empty
-//	q <region><pos>      what to look at when the write is stable
+//	q <region><block>    what to look at when writes are stable (queue.go)
 //	c <kind><…>          manual: the node or edge has a conflict, empty
 const (
 	// RowPrefix begins the keys of all rows of this package.
@@ -27,7 +28,13 @@ const (
 	rowConflict = rowPrefix + "c"
 )
 
-const rowVersion = 1
+// Versions of rows. A node all of whose registers have one version of one write
+// has a row of its own kind: nearly every row is of that kind.
+const (
+	headerVersion = 2
+	rowVersion    = 1
+	rowWholeWrite = 2
+)
 
 // flags of node and edge rows
 const (
@@ -62,14 +69,19 @@ func (k edgeKey) row() []byte       { return joinKey(rowEdge, k.from, k.relType,
 func (k edgeKey) inRow() []byte     { return joinKey(rowIn, k.to, k.from, k.relType) }
 func conflictRow(row []byte) []byte { return append([]byte(rowConflict), row[len(rowPrefix):]...) }
 
-func queueRow(d Dot) []byte {
-	key := append(make([]byte, 0, len(rowQueue)+9), rowQueue...)
-	return binary.BigEndian.AppendUint64(append(key, d.Region), d.Pos)
+// nodeOfRow is the ID in the key of a node's row; not ok: it is another key.
+func nodeOfRow(key []byte) (id []byte, ok bool) {
+	if !bytes.HasPrefix(key, []byte(rowNode)) {
+		return nil, false
+	}
+	rest := key[len(rowNode):]
+	size, n := binary.Uvarint(rest)
+	return rest[max(n, 0):], n > 0 && size == uint64(len(rest)-n)
 }
 
 // splitRow reads the parts of a node, edge or index key.
 func splitRow(key []byte) (kind byte, parts []string, err error) {
-	r := &reader{b: key[min(len(key), len(rowPrefix)):]}
+	r := newReader(key[min(len(key), len(rowPrefix)):])
 	kind = r.byte()
 	for len(r.b) > 0 {
 		parts = append(parts, r.string())
@@ -98,13 +110,14 @@ type header struct {
 	collected Vector
 	// unmarked: entries with effects were applied since the last own entry.
 	unmarked bool
-	// rows and bytes of nodes and edges; conflict rows.
-	rows, bytes, conflicts uint64
+	// rows and bytes of nodes and edges; conflict rows; those of the rows that
+	// are edges'.
+	rows, bytes, conflicts, edgeRows uint64
 }
 
 func (h *header) encode() []byte {
 	w := make(writer, 0, 256)
-	w.byte(rowVersion)
+	w.byte(headerVersion)
 	w.byte(byte(len(h.settings.Regions)))
 	for _, r := range h.settings.Regions {
 		w.string(r)
@@ -121,6 +134,7 @@ func (h *header) encode() []byte {
 	w.uint(h.rows)
 	w.uint(h.bytes)
 	w.uint(h.conflicts)
+	w.uint(h.edgeRows)
 	if h.unmarked {
 		w.byte(1)
 	} else {
@@ -130,8 +144,8 @@ func (h *header) encode() []byte {
 }
 
 func decodeHeader(b []byte) (h header, err error) {
-	r := &reader{b: b}
-	if r.byte() != rowVersion {
+	r := newReader(b)
+	if r.byte() != headerVersion {
 		r.fail()
 	}
 	n := int(r.byte())
@@ -147,7 +161,10 @@ func decodeHeader(b []byte) (h header, err error) {
 	}
 	h.lastTime = r.uint()
 	h.collected = r.vector()
-	h.rows, h.bytes, h.conflicts = r.uint(), r.uint(), r.uint()
+	h.rows, h.bytes, h.conflicts, h.edgeRows = r.uint(), r.uint(), r.uint(), r.uint()
+	if h.edgeRows > h.rows {
+		r.fail()
+	}
 	switch r.byte() {
 	case 0:
 	case 1:
@@ -164,8 +181,23 @@ func decodeHeader(b []byte) (h header, err error) {
 	return h, nil
 }
 
-func (n *node) encode(flags byte) []byte {
-	w := make(writer, 0, 64)
+// appendRow appends the node's row.
+func (n *node) appendRow(w *writer, flags byte) {
+	if v, ok := n.wholeWrite(); ok {
+		w.byte(rowWholeWrite)
+		w.byte(flags)
+		w.dot(v.dot)
+		w.uint(v.time)
+		w.vector(&n.life.pending)
+		w.birth(&n.birth)
+		w.string(n.labels.versions[0].value)
+		w.uint(uint64(len(n.props)))
+		for i := range n.props {
+			w.string(n.props[i].name)
+			w.string(n.props[i].versions[0].value)
+		}
+		return
+	}
 	w.byte(rowVersion)
 	w.byte(flags)
 	w.register(&n.life)
@@ -177,7 +209,27 @@ func (n *node) encode(flags byte) []byte {
 		w.string(n.props[i].name)
 		w.register(&n.props[i].register)
 	}
-	return w
+}
+
+// wholeWrite says whether all that is known of the node is one write of the
+// whole node, and returns what it says of its life.
+func (n *node) wholeWrite() (v *version, ok bool) {
+	if len(n.life.versions) != 1 || n.life.versions[0].value != exists {
+		return nil, false
+	}
+	v = &n.life.versions[0]
+	same := func(r *register) bool {
+		return len(r.versions) == 1 && r.versions[0].dot == v.dot && r.versions[0].time == v.time && r.pending == n.life.pending
+	}
+	if !same(&n.labels) || !same(&n.fill) || n.fill.versions[0].value != "" {
+		return nil, false
+	}
+	for i := range n.props {
+		if !same(&n.props[i].register) {
+			return nil, false
+		}
+	}
+	return v, true
 }
 
 func decodeNode(id string, b []byte) (*node, error) {
@@ -187,18 +239,14 @@ func decodeNode(id string, b []byte) (*node, error) {
 
 // decode fills a blank node.
 func (n *node) decode(b []byte) error {
-	r := &reader{b: b}
-	if r.byte() != rowVersion {
+	r := newReader(b)
+	switch r.byte() {
+	case rowVersion:
+		n.readRegisters(r)
+	case rowWholeWrite:
+		n.readWholeWrite(r)
+	default:
 		r.fail()
-	}
-	n.flags(r.byte())
-	n.life, n.labels, n.fill = r.register(), r.register(), r.register()
-	n.birth = r.birth()
-	for i, count := 0, r.count(3); i < count && r.err == nil; i++ {
-		n.props = append(n.props, property{name: r.string(), register: r.register()})
-		if i > 0 && n.props[i].name <= n.props[i-1].name {
-			r.fail()
-		}
 	}
 	stored := n.life.stored || n.labels.stored || n.fill.stored
 	if err := r.done(); err != nil || stored && !n.inStorage {
@@ -207,16 +255,84 @@ func (n *node) decode(b []byte) error {
 	return nil
 }
 
-func (e *edge) encode(flags byte) []byte {
-	w := make(writer, 0, 64)
+func (n *node) readRegisters(r *reader) {
+	n.flags(r.byte())
+	n.life, n.labels, n.fill = r.register(), r.register(), r.register()
+	n.birth = r.birth()
+	for i, count := 0, n.makeProps(r); i < count && r.err == nil; i++ {
+		n.props = append(n.props, property{name: r.string(), register: r.register()})
+		n.checkOrder(r)
+	}
+	if _, whole := n.wholeWrite(); whole { // has the other form
+		r.fail()
+	}
+}
+
+func (n *node) readWholeWrite(r *reader) {
+	n.flags(r.byte())
+	v := version{dot: r.dot(), time: r.uint()}
+	pending := r.vector()
+	n.birth = r.birth()
+	one := func(value string) register {
+		versions := r.room(1)
+		versions[0] = version{v.dot, v.time, value}
+		return register{versions: versions, pending: pending}
+	}
+	n.life, n.fill = one(exists), one("")
+	n.labels = one(r.string())
+	for i, count := 0, n.makeProps(r); i < count && r.err == nil; i++ {
+		n.props = append(n.props, property{name: r.string(), register: one(r.string())})
+		n.checkOrder(r)
+	}
+}
+
+// makeProps reads how many properties follow, and makes room for as many as the
+// input backs.
+func (n *node) makeProps(r *reader) int {
+	count := r.count(2)
+	if count > 0 {
+		n.props = make([]property, 0, min(count, 16))
+	}
+	return count
+}
+
+// checkOrder: the property that was read last sorts behind the one before.
+func (n *node) checkOrder(r *reader) {
+	if i := len(n.props) - 1; i > 0 && n.props[i].name <= n.props[i-1].name {
+		r.fail()
+	}
+}
+
+// rowHead is how a whole write's row begins.
+type rowHead struct {
+	flags   byte
+	dot     Dot
+	pending Vector
+	birth   birth
+}
+
+// peekWholeWrite reads the head of a node's row; not ok: it is of another kind.
+func peekWholeWrite(row []byte) (h rowHead, ok bool) {
+	r := &reader{b: row}
+	if r.byte() != rowWholeWrite {
+		return h, false
+	}
+	h.flags = r.byte()
+	h.dot = r.dot()
+	r.uint()
+	h.pending, h.birth = r.vector(), r.birth()
+	return h, r.err == nil
+}
+
+// appendRow appends the edge's row.
+func (e *edge) appendRow(w *writer, flags byte) {
 	w.byte(rowVersion)
 	w.byte(flags)
 	w.register(&e.reg)
-	return w
 }
 
 func decodeEdge(k edgeKey, b []byte) (*edge, error) {
-	r := &reader{b: b}
+	r := newReader(b)
 	if r.byte() != rowVersion {
 		r.fail()
 	}
@@ -227,24 +343,4 @@ func decodeEdge(k edgeKey, b []byte) (*edge, error) {
 		return nil, fmt.Errorf("%w: edge %q", ErrDamagedRow, k)
 	}
 	return e, nil
-}
-
-// encodeQueue encodes row keys without their common prefix.
-func encodeQueue(keys []string) []byte {
-	w := make(writer, 0, 64)
-	for _, k := range keys {
-		w.string(k)
-	}
-	return w
-}
-
-func decodeQueue(b []byte) (keys []string, err error) {
-	r := &reader{b: b}
-	for len(r.b) > 0 {
-		keys = append(keys, r.string())
-	}
-	if r.done() != nil {
-		return nil, fmt.Errorf("%w: queue", ErrDamagedRow)
-	}
-	return keys, nil
 }

@@ -4,7 +4,7 @@ import "slices"
 
 // saveTouched writes the rows of everything the entry touched, and returns
 // the keys of those that are left with one.
-func (c *Core) saveTouched() (keys []string, err error) {
+func (c *Core) saveTouched() (keys [][]byte, err error) {
 	for _, n := range c.sortedNodes() {
 		n.inStorage = c.shown(n)
 		if !n.dirty {
@@ -15,7 +15,7 @@ func (c *Core) saveTouched() (keys []string, err error) {
 			return nil, err
 		}
 		if row != nil {
-			keys = append(keys, string(row[len(rowPrefix):]))
+			keys = append(keys, row[len(rowPrefix):])
 		}
 	}
 	for _, e := range c.sortedEdges() {
@@ -32,7 +32,7 @@ func (c *Core) saveTouched() (keys []string, err error) {
 			return nil, err
 		}
 		if row != nil {
-			keys = append(keys, string(row[len(rowPrefix):]))
+			keys = append(keys, row[len(rowPrefix):])
 		}
 	}
 	return keys, nil
@@ -54,7 +54,7 @@ func (c *Core) saveNode(n *node) ([]byte, error) {
 	if c.head.settings.Strategy == Manual {
 		n.registers(func(r *register) { conflict = conflict || r.conflicting() })
 	}
-	return key, c.setRow(key, n.encode, &n.rowState, conflict)
+	return key, c.setRow(key, n.appendRow, &n.rowState, conflict)
 }
 
 // leaveToStorage: the node is shown, what is settled needs no row.
@@ -92,6 +92,7 @@ func (c *Core) saveEdge(e *edge) ([]byte, error) {
 	had := e.hasRow
 	if e.reg.stored || e.reg.blank() {
 		if had {
+			c.head.edgeRows--
 			if err := c.store.SetMeta(e.id.inRow(), nil); err != nil {
 				return nil, err
 			}
@@ -100,11 +101,12 @@ func (c *Core) saveEdge(e *edge) ([]byte, error) {
 	}
 	conflict := c.head.settings.Strategy == Manual && e.reg.conflicting()
 	if !had {
+		c.head.edgeRows++
 		if err := c.store.SetMeta(e.id.inRow(), present); err != nil {
 			return nil, err
 		}
 	}
-	return key, c.setRow(key, e.encode, &e.rowState, conflict)
+	return key, c.setRow(key, e.appendRow, &e.rowState, conflict)
 }
 
 // settleTouched does for an entry that is in the cut when it is applied, as in
@@ -136,7 +138,7 @@ func (c *Core) settleTouched(cut *Vector) error {
 			return err
 		}
 		if n.hasRow && wait != (Dot{}) {
-			later.add(wait, string(n.key[len(rowPrefix):]))
+			later.add(wait, n.key[len(rowPrefix):])
 		}
 	}
 	for _, e := range edges {
@@ -148,14 +150,14 @@ func (c *Core) settleTouched(cut *Vector) error {
 			return err
 		}
 		if e.hasRow && wait != (Dot{}) {
-			later.add(wait, string(e.key[len(rowPrefix):]))
+			later.add(wait, e.key[len(rowPrefix):])
 		}
 	}
 	return c.enqueueLater(&later)
 }
 
-// setRow writes or deletes a row and its conflict row. encode nil: deletes.
-func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, conflict bool) error {
+// setRow writes or deletes a row and its conflict row. write nil: deletes.
+func (c *Core) setRow(key []byte, write func(w *writer, flags byte), s *rowState, conflict bool) error {
 	var flags byte
 	if conflict {
 		flags |= flagConflict
@@ -181,68 +183,20 @@ func (c *Core) setRow(key []byte, encode func(flags byte) []byte, s *rowState, c
 		c.head.bytes -= uint64(s.size)
 	}
 	had := s.hasRow
-	s.hasRow, s.size = encode != nil, 0
+	s.hasRow, s.size = write != nil, 0
 	if !s.hasRow {
 		if !had {
 			return nil
 		}
 		return c.store.SetMeta(key, nil)
 	}
-	row := encode(flags)
+	row := c.row[:0]
+	write(&row, flags)
+	c.row = row
 	s.size = len(key) + len(row)
 	c.head.rows++
 	c.head.bytes += uint64(s.size)
 	return c.store.SetMeta(key, row)
-}
-
-// enqueue has the rows looked at again when the write d is stable. keys has
-// each key once.
-func (c *Core) enqueue(d Dot, keys []string) error {
-	if len(keys) == 0 {
-		return nil
-	}
-	at := queueRow(d)
-	row, err := c.store.GetMeta(at)
-	if err != nil {
-		return err
-	}
-	have, err := decodeQueue(row)
-	if err != nil {
-		return err
-	}
-	if len(have) == 0 {
-		return c.store.SetMeta(at, encodeQueue(keys))
-	}
-	known := make(map[string]struct{}, len(have))
-	for _, k := range have {
-		known[k] = struct{}{}
-	}
-	for _, k := range keys {
-		if _, ok := known[k]; !ok {
-			have = append(have, k)
-		}
-	}
-	return c.store.SetMeta(at, encodeQueue(have))
-}
-
-// waiting collects, for one pass of collect, what is to be looked at later, so
-// that each queue row is written once.
-type waiting struct {
-	order []Dot
-	keys  map[Dot][]string
-}
-
-func (w *waiting) add(d Dot, key string) {
-	if w.keys == nil {
-		w.keys = make(map[Dot][]string)
-	}
-	keys, ok := w.keys[d]
-	if !ok {
-		w.order = append(w.order, d)
-	}
-	if len(keys) == 0 || keys[len(keys)-1] != key {
-		w.keys[d] = append(keys, key)
-	}
 }
 
 // collectKeys bounds how many rows an entry looks at beside its own. A write
@@ -257,9 +211,13 @@ func (c *Core) collect(budget int) error {
 		return nil
 	}
 	cut := c.head.cut()
+	before := c.head.collected
+	if before == cut {
+		return nil
+	}
 	var later waiting
 	for region := range c.head.settings.Regions {
-		for pos := c.head.collected[region] + 1; pos <= cut[region] && budget > 0; pos++ {
+		for pos := before[region] + 1; pos <= cut[region] && budget > 0; pos++ {
 			n, err := c.stable(Dot{uint8(region), pos}, &cut, &later)
 			if err != nil {
 				return err
@@ -268,13 +226,26 @@ func (c *Core) collect(budget int) error {
 			c.head.collected[region] = pos
 		}
 	}
-	return c.enqueueLater(&later)
+	if err := c.enqueueLater(&later); err != nil {
+		return err
+	}
+	return c.dropBlocks(&before)
 }
 
-func (c *Core) enqueueLater(w *waiting) error {
-	for _, d := range w.order {
-		if err := c.enqueue(d, w.keys[d]); err != nil {
-			return err
+// dropBlocks drops the blocks that were looked at since before, but for those in
+// which something waits.
+func (c *Core) dropBlocks(before *Vector) error {
+	for region, to := range c.head.collected {
+		from := before[region] + 1
+		if to < from {
+			continue
+		}
+		for number := from / queueSpan; number <= to/queueSpan; number++ {
+			b, err := c.block(blockID{uint8(region), number})
+			if err != nil {
+				return err
+			}
+			b.drop(to)
 		}
 	}
 	return nil
@@ -282,32 +253,36 @@ func (c *Core) enqueueLater(w *waiting) error {
 
 // stable looks at everything that waited for the write d to be in the cut, and
 // returns how much that was.
-func (c *Core) stable(d Dot, cut *Vector, later *waiting) (int, error) {
-	at := queueRow(d)
-	row, err := c.store.GetMeta(at)
-	if err != nil || row == nil {
-		return 0, err
-	}
-	keys, err := decodeQueue(row)
+func (c *Core) stable(d Dot, cut *Vector, later *waiting) (n int, err error) {
+	b, err := c.block(blockOf(d))
 	if err != nil {
 		return 0, err
 	}
-	for _, k := range keys {
-		wait, err := c.examine(k, cut)
+	place := uint8(d.Pos % queueSpan)
+	for _, r := range b.records {
+		if r.place != place {
+			continue
+		}
+		n++
+		wait, err := c.examine(b.key(r), cut)
 		if err != nil {
 			return 0, err
 		}
 		if wait != (Dot{}) && !mutants.queueForgotten {
-			later.add(wait, k)
+			later.add(wait, b.key(r))
 		}
 	}
-	return len(keys), c.store.SetMeta(at, nil)
+	return n, nil
 }
 
 // examine settles what can be settled of a row, and returns the write that the
 // rest waits for.
-func (c *Core) examine(key string, cut *Vector) (Dot, error) {
-	kind, parts, err := splitRow([]byte(rowPrefix + key))
+func (c *Core) examine(key []byte, cut *Vector) (Dot, error) {
+	c.key = append(append(c.key[:0], rowPrefix...), key...)
+	if done, err := c.settleWholeWrite(c.key, cut); done || err != nil {
+		return Dot{}, err
+	}
+	kind, parts, err := splitRow(c.key)
 	if err != nil {
 		return Dot{}, err
 	}
@@ -323,6 +298,31 @@ func (c *Core) examine(key string, cut *Vector) (Dot, error) {
 		return Dot{}, err
 	}
 	return c.examineEdge(e, cut)
+}
+
+// settleWholeWrite settles a node of which one write is all that is known, and
+// which is shown: what examineNode comes to then, without decoding the row. Not
+// done: it is another node.
+func (c *Core) settleWholeWrite(key []byte, cut *Vector) (done bool, err error) {
+	id, is := nodeOfRow(key)
+	if !is {
+		return false, nil
+	}
+	if _, loaded := c.nodes[string(id)]; loaded { // and may have changed
+		return false, nil
+	}
+	row, err := c.store.GetMeta(key)
+	if err != nil || row == nil {
+		return row == nil, err
+	}
+	h, ok := peekWholeWrite(row)
+	if !ok || h.flags != flagShown || !cut.Covers(h.dot) || !c.head.applied.Contains(&h.pending) ||
+		!c.head.applied.Contains(&h.birth.past) || !cut.Contains(&h.birth.dots) {
+		return false, nil
+	}
+	c.head.rows--
+	c.head.bytes -= uint64(len(key) + len(row))
+	return true, c.store.SetMeta(key, nil)
 }
 
 // examineNode settles the registers that wait for nothing, and drops the node

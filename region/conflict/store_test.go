@@ -37,7 +37,7 @@ func (s *memStore) SetMeta(key, value []byte) error {
 	if value == nil {
 		delete(s.rows, string(key))
 	} else {
-		s.rows[string(key)] = value
+		s.rows[string(key)] = bytes.Clone(value)
 	}
 	return nil
 }

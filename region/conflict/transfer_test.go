@@ -73,13 +73,13 @@ func TestMergeStateRefuses(t *testing.T) {
 		refuse(ErrInvalidEntry, func(rows *memStore) {
 			n := &node{id: "y"}
 			n.setProperty("p", r)
-			rows.rows[row] = n.encode(0)
+			rows.rows[row] = rowOf(n.appendRow, 0)
 		})
 	}
 	five := register{versions: []version{{dot: Dot{2, 1}, time: 1, value: "5"}}}
-	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", life: five}).encode(0) })
-	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", fill: five}).encode(0) })
-	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = (&node{id: "y", labels: five}).encode(0) })
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = rowOf((&node{id: "y", life: five}).appendRow, 0) })
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = rowOf((&node{id: "y", fill: five}).appendRow, 0) })
+	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = rowOf((&node{id: "y", labels: five}).appendRow, 0) })
 	require.NoError(t, p.cores[0].MergeState(1, exportState(t, p.store[1])))
 	require.NotNil(t, p.store[0].nodes["y"])
 }

@@ -236,6 +236,9 @@ func (c *Core) loadStoredEdges(n *node) error {
 // edgeRows calls fn for the key of each edge row at the node, until it
 // returns false. A self-loop comes twice.
 func (c *Core) edgeRows(id string, fn func(edgeKey) (bool, error)) error {
+	if c.head.edgeRows == 0 {
+		return nil
+	}
 	var keys []edgeKey
 	for _, prefix := range [][]byte{joinKey(rowEdge, id), joinKey(rowIn, id)} {
 		err := c.store.ScanMeta(prefix, func(k, _ []byte) error {
