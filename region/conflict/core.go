@@ -24,6 +24,7 @@ type Core struct {
 	blocks    map[blockID]*queueBlock // of the queues
 	lastBlock *queueBlock             // the one that was asked for last; nil: none
 	key, row  writer                  // room for a key and a row
+	room      []byte                  // and for a node's values
 
 	// while an entry is applied
 	w        write
@@ -32,6 +33,7 @@ type Core struct {
 	nodeList []*node
 	edgeList []*edge
 	at       map[string][]*edge // loaded edges by their ends
+	given    *replication.Node  // what a client wants to be written as a whole; nil: nothing
 	spare    []*node            // to be used again
 }
 

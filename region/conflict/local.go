@@ -29,7 +29,7 @@ func (l *local) do(o op) error {
 		return fmt.Errorf("%w: an ID of more than %d bytes", replication.ErrInvalidCommand, MaxIDBytes)
 	}
 	l.e.ops = append(l.e.ops, o)
-	return l.c.merge(&o)
+	return l.c.merge(&l.e.ops[len(l.e.ops)-1])
 }
 
 func (l *local) ApplyCommand(cmd *replication.Command) error { return replication.Dispatch(l, cmd) }
@@ -82,13 +82,17 @@ func (l *local) UpdateNode(node *replication.Node) error {
 	return l.whole(opUpdateNode, node, n)
 }
 
-func (l *local) whole(kind opKind, node *replication.Node, n *node) error {
-	props, err := canonicalProps(node.Properties)
-	if err != nil {
+func (l *local) whole(kind opKind, node *replication.Node, n *node) (err error) {
+	set := labelSet(node.Labels)
+	o := op{kind: kind, node: string(node.ID), births: [2]birth{l.birth(n)}}
+	if o.value, o.props, l.c.room, err = canonicalNode(l.c.room, set, node.Properties); err != nil {
 		return err
 	}
-	return l.do(op{kind: kind, node: string(node.ID), value: canonicalLabels(node.Labels), props: props,
-		births: [2]birth{l.birth(n)}})
+	if len(o.props) == len(node.Properties) { // nothing is null
+		l.c.given = &replication.Node{ID: node.ID, Labels: set, Properties: node.Properties}
+		defer func() { l.c.given = nil }()
+	}
+	return l.do(o)
 }
 
 // birth is what a write that says "the node exists" carries: nothing where

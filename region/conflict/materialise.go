@@ -113,7 +113,10 @@ func decodeStored(value string) (any, error) {
 
 // full is the node as it is to be shown.
 func (c *Core) full(n *node) (*replication.Node, error) {
-	out := &replication.Node{ID: replication.NodeID(n.id), Properties: make(map[string]any)}
+	if n.given != nil {
+		return n.given, nil
+	}
+	out := &replication.Node{ID: replication.NodeID(n.id), Properties: make(map[string]any, len(n.props))}
 	if n.labels.stored || n.fill.stored {
 		stored, err := c.storedNode(n.id)
 		if err != nil {

@@ -11,7 +11,7 @@ func (c *Core) merge(o *op) error {
 	if err != nil {
 		return err
 	}
-	n.dirty = true
+	n.dirty, n.given = true, nil
 	if err := c.adopt(n, &o.births[0]); err != nil {
 		return err
 	}
@@ -83,6 +83,10 @@ func (c *Core) putProperty(n *node, name, value string) {
 // putWhole writes labels and every property, also those that are left out.
 func (c *Core) putWhole(n *node, labels string, props []prop) {
 	n.whole = true
+	if c.replacesAll(n) {
+		c.replaceAll(n, labels, props)
+		return
+	}
 	c.put(&n.labels, FieldLabels, labels)
 	for _, p := range props {
 		if n.property(p.name) == nil {
@@ -98,6 +102,47 @@ func (c *Core) putWhole(n *node, labels string, props []prop) {
 		c.put(&r.register, FieldProperty, value)
 	}
 	c.put(&n.fill, FieldProperty, "")
+}
+
+// replacesAll says whether the current write replaces all labels and properties,
+// none of which is in conflict, as most do. No register then has anything that
+// fill has not, so the names that the write leaves out need none.
+func (c *Core) replacesAll(n *node) bool {
+	replaced := func(r *register) bool {
+		return len(r.versions) <= 1 && !r.pending.Covers(c.w.dot) &&
+			(len(r.versions) == 0 || r.versions[0].dot == c.w.dot || c.w.ctx.Covers(r.versions[0].dot))
+	}
+	if !replaced(&n.labels) || !replaced(&n.fill) {
+		return false
+	}
+	for i := range n.props {
+		if r := &n.props[i].register; !replaced(r) || r.pending != n.fill.pending {
+			return false
+		}
+	}
+	return true
+}
+
+// replaceAll is putWhole where replacesAll.
+func (c *Core) replaceAll(n *node, labels string, props []prop) {
+	versions := make([]version, 2+len(props))
+	one := func(value string, pending Vector) register {
+		v := versions[:1:1]
+		versions = versions[1:]
+		v[0] = version{c.w.dot, c.w.time, value}
+		if !mutants.pendingForgotten {
+			pending.Join(&c.w.ctx)
+		}
+		return register{versions: v, pending: pending}
+	}
+	n.labels = one(labels, n.labels.pending)
+	before := n.fill.pending
+	n.fill = one("", before)
+	n.props = slices.Grow(n.props[:0], len(props))
+	for _, p := range props {
+		n.props = append(n.props, property{p.name, one(p.value, before)})
+	}
+	n.given = c.given
 }
 
 // bear notes that the current write created the node afresh: the edges that
@@ -123,7 +168,7 @@ func (c *Core) adopt(n *node, b *birth) error {
 	if !b.known() || c.head.applied.Contains(&b.dots) {
 		return nil
 	}
-	n.whole = true
+	n.whole, n.given = true, nil
 	n.labels.forget(Dot{}, &b.past)
 	for i := range n.props {
 		n.props[i].forget(Dot{}, &b.past)

@@ -85,19 +85,29 @@ func canonical(v any) (string, error) {
 	return string(b), err
 }
 
-// canonicalLabels encodes labels as the set they are: sorted, each once.
-func canonicalLabels(labels []string) string {
-	set := slices.Clone(labels)
+// labelSet is what labels are: sorted, each once; never nil.
+func labelSet(labels []string) []string {
+	set := append(make([]string, 0, len(labels)), labels...)
 	slices.Sort(set)
-	list := make([]any, 0, len(set))
-	for _, l := range slices.Compact(set) {
-		list = append(list, l)
+	return slices.Compact(set)
+}
+
+// canonicalLabels encodes labels as the set they are.
+func canonicalLabels(labels []string) string { return string(appendLabels(nil, labelSet(labels))) }
+
+// appendLabels encodes a set of labels: a list of strings.
+func appendLabels(dst []byte, set []string) []byte {
+	dst = append(dst, '[')
+	for i, l := range set {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		var err error
+		if dst, err = replication.AppendValue(dst, l); err != nil { // a string is a value
+			panic(err)
+		}
 	}
-	b, err := replication.AppendValue(nil, list)
-	if err != nil { // a list of strings is a value
-		panic(err)
-	}
-	return string(b)
+	return append(dst, ']')
 }
 
 func decodeLabels(s string) ([]string, error) {
@@ -111,19 +121,31 @@ func decodeLabels(s string) ([]string, error) {
 	return labels, nil
 }
 
-func canonicalProps(m map[string]any) ([]prop, error) {
-	props := make([]prop, 0, len(m))
-	for k, v := range m {
-		c, err := canonical(v)
-		if err != nil {
-			return nil, err
-		}
-		if c != "" {
-			props = append(props, prop{k, c})
+// canonicalNode encodes labels, which are a set, and properties, sorted. What is
+// null is not there. They share the memory of one string; buf is room to make it.
+func canonicalNode(buf []byte, set []string, values map[string]any) (labels string, props []prop, room []byte, err error) {
+	props = make([]prop, 0, len(values))
+	for name, v := range values {
+		if v != nil {
+			props = append(props, prop{name: name})
 		}
 	}
 	slices.SortFunc(props, func(a, b prop) int { return strings.Compare(a.name, b.name) })
-	return props, nil
+	buf = appendLabels(buf[:0], set)
+	start, ends := len(buf), make([]int, len(props), 16)
+	for i := range props {
+		if buf, err = replication.AppendValue(buf, values[props[i].name]); err != nil {
+			return "", nil, buf, err
+		}
+		ends[i] = len(buf)
+	}
+	text := string(buf)
+	labels = text[:start]
+	for i := range props {
+		props[i].value = text[start:ends[i]]
+		start = ends[i]
+	}
+	return labels, props, buf, nil
 }
 
 func canonicalMap(m map[string]any) (string, error) {

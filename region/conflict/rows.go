@@ -290,8 +290,8 @@ func (n *node) readWholeWrite(r *reader) {
 // input backs.
 func (n *node) makeProps(r *reader) int {
 	count := r.count(2)
-	if count > 0 {
-		n.props = make([]property, 0, min(count, 16))
+	if size := min(count, 16); size > cap(n.props) {
+		n.props = make([]property, 0, size)
 	}
 	return count
 }

@@ -18,7 +18,8 @@ type node struct {
 	birth              birth
 
 	rowState
-	whole       bool // labels or fill were written
+	whole       bool              // labels or fill were written
+	given       *replication.Node // what the registers come to, as the client sent it; nil: to be made
 	written     []string
 	edgesLoaded bool
 }
@@ -132,7 +133,7 @@ func (c *Core) blankNode(id string) *node {
 	}
 	n := c.spare[len(c.spare)-1]
 	c.spare = c.spare[:len(c.spare)-1]
-	*n = node{id: id}
+	*n = node{id: id, props: n.props[:0], written: n.written[:0]}
 	return n
 }
 
