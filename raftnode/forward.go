@@ -112,7 +112,7 @@ func (n *Node) proposeHere(ctx context.Context, cmds []*replication.Command) (ui
 func (n *Node) proposeGroup(ctx context.Context, g replication.Group) (uint64, error) {
 	sent := g.Commands
 	if wrap := n.opts.owner.Wrap; wrap != nil {
-		if g.Hash == ([16]byte{}) {
+		if g.RequestID != "" && g.Hash == ([16]byte{}) {
 			g.Hash = replication.CommandHash(g.Commands)
 		}
 		var err error

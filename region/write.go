@@ -92,11 +92,20 @@ func (n *Node) Apply(cmd *replication.Command, timeout time.Duration) error {
 // ApplyBatch implements replication.BatchApplier. Where another region is the
 // write region it is sent there; the position then is one of that region.
 func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uint64, error) {
-	if err := checkWrites(cmds); err != nil {
-		return 0, err
-	}
 	if owner := n.writeRegion(); owner != "" && owner != n.settings.Self {
+		if err := checkWrites(cmds); err != nil {
+			return 0, err
+		}
 		return n.applyAtOwner(ctx, cmds)
+	}
+	for _, c := range cmds { // all else is checked by checkCommands, which takes requests of this package too
+		switch {
+		case c == nil:
+		case c.Type >= replication.CmdEmbedder:
+			return 0, fmt.Errorf("%w: %s", replication.ErrOpaqueWrite, c.Type)
+		case c.Type == cmdResolve || c.Type == cmdPromote:
+			return 0, fmt.Errorf("%w: no operation for type %s", replication.ErrInvalidCommand, c.Type)
+		}
 	}
 	return n.inner.ApplyBatch(ctx, cmds)
 }
