@@ -153,6 +153,11 @@ func FuzzObject(f *testing.F) {
 	f.Add([]byte(` { "a" : [ {"b\"" : "}"} , -1.5e3 ] , "\u0061x":null,"":{} } `))
 	f.Add([]byte(`{"t":1}`))
 	f.Add([]byte(`[]`))
+	for _, s := range []string{`{"a":"\u00e9\n\/\ud800x"}`, `{"a":-0.5E+3,"b":0e-1,"c":[[],[1,2]],"d":true,"e":false}`, `{"a":01}`, `{"a":1.}`, `{"a":"\x"}`,
+		`{"a":"\u12g4"}`, "{\"a\":\"\x01\"}", "{\"\xff\":\"\xff\"}", `{"a":tru}`, `{"a":1,}`, `{"a":[1,]}`, `{"a":1}x`, `{"a" 1}`, `{a:1}`, `{"a":-}`, `{"a":1e}`,
+		`{"a":` + strings.Repeat("[", maxDepth-1) + strings.Repeat("]", maxDepth-1) + `}`, `{"a":` + strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth) + `}`} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var want map[string]json.RawMessage
 		wantErr := json.Unmarshal(data, &want)

@@ -10,75 +10,236 @@ var (
 	errJSON      = errors.New("not valid JSON")
 )
 
+// maxDepth is how deep values may be nested, as in encoding/json.
+const maxDepth = 10000
+
 // eachMember calls fn with each member of a JSON object: its key, and its value
-// as it stands in data, without a copy. The object is checked as a whole first.
+// as it stands in data, without a copy. It reads data once, and what it takes is
+// what encoding/json takes; where that ends with an error, fn may have been called
+// with what stands before it.
 func eachMember(data []byte, fn func(key string, value []byte) error) error {
-	if !json.Valid(data) {
+	i := skipSpace(data, 0)
+	if i == len(data) || data[i] != '{' {
+		if json.Valid(data) {
+			return errNotObject
+		}
 		return errJSON
 	}
-	i := skipSpace(data, 0)
-	if data[i] != '{' {
-		return errNotObject
+	end, err := scanObject(data, i, 1, func(key, value []byte) error {
+		name := string(key[1 : len(key)-1])
+		if !plainKey(name) {
+			if err := json.Unmarshal(key, &name); err != nil {
+				return err
+			}
+		}
+		return fn(name, value)
+	})
+	if err == nil && skipSpace(data, end) != len(data) {
+		err = errJSON
 	}
-	// From here on data is known to be well formed.
-	for i = skipSpace(data, i+1); data[i] != '}'; {
-		end := valueEnd(data, i)
-		var key string
-		if err := json.Unmarshal(data[i:end], &key); err != nil {
-			return err
-		}
-		start := skipSpace(data, skipSpace(data, end)+1) // behind the colon
-		end = valueEnd(data, start)
-		if err := fn(key, data[start:end:end]); err != nil {
-			return err
-		}
-		if i = skipSpace(data, end); data[i] == ',' {
-			i = skipSpace(data, i+1)
-		}
-	}
-	return nil
+	return err
 }
 
-func skipSpace(data []byte, i int) int {
-	for data[i] == ' ' || data[i] == '\t' || data[i] == '\n' || data[i] == '\r' {
-		i++
+// plainKey: the key is what stands between its quotes.
+func plainKey(key string) bool {
+	for i := range len(key) {
+		if c := key[i]; c == '\\' || c >= 0x80 {
+			return false
+		}
 	}
-	return i
+	return true
 }
 
-// valueEnd is where the value that starts at i ends, in a valid JSON object.
-func valueEnd(data []byte, i int) int {
-	switch data[i] {
+// scanValue is where the value that begins at i ends, or an error: it is not valid.
+func scanValue(data []byte, i, depth int) (int, error) {
+	if i == len(data) {
+		return 0, errJSON
+	}
+	switch c := data[i]; c {
 	case '"':
-		return stringEnd(data, i)
-	case '{', '[':
-		for depth := 0; ; i++ {
+		return scanString(data, i)
+	case '{':
+		return scanObject(data, i, depth+1, nil)
+	case '[':
+		return scanArray(data, i, depth+1)
+	case 't':
+		return scanWord(data, i, "true")
+	case 'f':
+		return scanWord(data, i, "false")
+	case 'n':
+		return scanWord(data, i, "null")
+	}
+	return scanNumber(data, i)
+}
+
+// scanObject scans the object that begins at i; fn, if not nil, is called with each
+// key, in its quotes, and value.
+func scanObject(data []byte, i, depth int, fn func(key, value []byte) error) (end int, err error) {
+	if depth > maxDepth {
+		return 0, errJSON
+	}
+	if i = skipSpace(data, i+1); i < len(data) && data[i] == '}' {
+		return i + 1, nil
+	}
+	for {
+		if i == len(data) || data[i] != '"' {
+			return 0, errJSON
+		}
+		key := i
+		if i, err = scanString(data, i); err != nil {
+			return 0, err
+		}
+		keyEnd := i
+		if i = skipSpace(data, i); i == len(data) || data[i] != ':' {
+			return 0, errJSON
+		}
+		value := skipSpace(data, i+1)
+		if i, err = scanValue(data, value, depth); err != nil {
+			return 0, err
+		}
+		if fn != nil {
+			if err := fn(data[key:keyEnd], data[value:i:i]); err != nil {
+				return 0, err
+			}
+		}
+		if i = skipSpace(data, i); i == len(data) {
+			return 0, errJSON
+		}
+		switch data[i] {
+		case '}':
+			return i + 1, nil
+		case ',':
+			i = skipSpace(data, i+1)
+		default:
+			return 0, errJSON
+		}
+	}
+}
+
+func scanArray(data []byte, i, depth int) (end int, err error) {
+	if depth > maxDepth {
+		return 0, errJSON
+	}
+	if i = skipSpace(data, i+1); i < len(data) && data[i] == ']' {
+		return i + 1, nil
+	}
+	for {
+		if i, err = scanValue(data, i, depth); err != nil {
+			return 0, err
+		}
+		if i = skipSpace(data, i); i == len(data) {
+			return 0, errJSON
+		}
+		switch data[i] {
+		case ']':
+			return i + 1, nil
+		case ',':
+			i = skipSpace(data, i+1)
+		default:
+			return 0, errJSON
+		}
+	}
+}
+
+// plainText has the bytes of a string that need no second look.
+var plainText = func() (table [256]bool) {
+	for c := ' '; c < 256; c++ {
+		table[c] = c != '"' && c != '\\'
+	}
+	return table
+}()
+
+func scanString(data []byte, i int) (int, error) {
+	for i++; i < len(data); i++ {
+		if plainText[data[i]] {
+			continue
+		}
+		switch data[i] {
+		case '"':
+			return i + 1, nil
+		case '\\':
+			if i++; i == len(data) {
+				return 0, errJSON
+			}
 			switch data[i] {
-			case '"':
-				i = stringEnd(data, i) - 1
-			case '{', '[':
-				depth++
-			case '}', ']':
-				if depth--; depth == 0 {
-					return i + 1
+			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+			case 'u':
+				if i+4 >= len(data) || !isHex(data[i+1:i+5]) {
+					return 0, errJSON
+				}
+				i += 4
+			default:
+				return 0, errJSON
+			}
+		default: // a control character
+			return 0, errJSON
+		}
+	}
+	return 0, errJSON
+}
+
+func isHex(digits []byte) bool {
+	for _, c := range digits {
+		if !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F') {
+			return false
+		}
+	}
+	return true
+}
+
+func scanWord(data []byte, i int, word string) (int, error) {
+	if len(data)-i < len(word) || string(data[i:i+len(word)]) != word {
+		return 0, errJSON
+	}
+	return i + len(word), nil
+}
+
+// scanNumber scans -?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?.
+func scanNumber(data []byte, i int) (int, error) {
+	at := func(chars string) bool {
+		if i < len(data) {
+			for _, c := range []byte(chars) {
+				if data[i] == c {
+					return true
 				}
 			}
 		}
+		return false
 	}
-	for { // a number, true, false or null: in an object something follows it
-		switch data[i] {
-		case ',', '}', ' ', '\t', '\n', '\r':
-			return i
-		}
-		i++
-	}
-}
-
-func stringEnd(data []byte, i int) int {
-	for i++; data[i] != '"'; i++ {
-		if data[i] == '\\' {
+	digits := func() bool {
+		begin := i
+		for i < len(data) && data[i] >= '0' && data[i] <= '9' {
 			i++
 		}
+		return i > begin
 	}
-	return i + 1
+	if at("-") {
+		i++
+	}
+	if at("0") {
+		i++
+	} else if !digits() {
+		return 0, errJSON
+	}
+	if at(".") {
+		if i++; !digits() {
+			return 0, errJSON
+		}
+	}
+	if at("eE") {
+		if i++; at("+-") {
+			i++
+		}
+		if !digits() {
+			return 0, errJSON
+		}
+	}
+	return i, nil
+}
+
+func skipSpace(data []byte, i int) int {
+	for i < len(data) && (data[i] == ' ' || data[i] == '\t' || data[i] == '\n' || data[i] == '\r') {
+		i++
+	}
+	return i
 }
