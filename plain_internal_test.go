@@ -65,7 +65,7 @@ var oddCommands = []string{`{}`, `null`, `[]`, `"a"`, ``, ` `, `{`, `a`, "a\xff"
 	`{"startNode":"a","endNode":"b","type":"R"}`, `{"startNode":"a","endNode":"b","type":""}`, `{"startNode":"","endNode":"b","type":"R","properties":{}}`,
 	`{"id":"","startNode":"a","endNode":"b","type":"R","properties":{"k":1}}`, `{"id":"e","startNode":"a","endNode":"b","type":"R"}`, `{"edge_id":"e"}`,
 	`{"edge_id":"","id":"e"}`, `{"edge_id":"","startNode":"a","endNode":"b","type":"R"}`, `{"edge_id":"e","id":"f","type":"R"}`, `{"id":"e","type":""}`,
-	`{"node_id":"a","key":"k"}`, `{"node_id":"a","key":"","value":1}`, `{"node_id":"a","key":"k","value":null}`, `{"node_id":"a","key":"k","value":1,"value":null}`,
+	`{"node_id":"a","value":1}`, `{"key":"k","value":1}`, `{"node_id":"a","key":"k"}`, `{"node_id":"a","key":"","value":1}`, `{"node_id":"a","key":"k","value":null}`, `{"node_id":"a","key":"k","value":1,"value":null}`,
 	`{"node_id":"a","key":"k","value":1e400,"value":1}`, `{"node_id":"a","key":"k","value":1.0}`,
 	`{"commands":[]}`, `{"commands":null}`, `{"commands":[null]}`, `{"commands":[{}]}`, `{"commands":[{"Type":3,"Data":"YQ=="}]}`, `{"commands":[{"Type":3,"Data":"YQ"}]}`,
 	`{"commands":[{"Type":3,"Data":"Y\nQ=="}]}`, `{"commands":[{"Type":3,"Data":"Y\u0051=="}]}`, `{"commands":[{"Type":3,"Data":null}]}`, `{"commands":[{"Type":3,"Data":""}]}`,

@@ -72,9 +72,12 @@ func decodeEnvelope(frame []byte) (*envelope, error) {
 func (e *envelope) set(key string, value []byte) error {
 	switch key {
 	case "t":
-		return json.Unmarshal(value, &e.Type)
+		var code uint64
+		err := decodeUint(value, &code)
+		e.Type = int(min(code, math.MaxInt32+1))
+		return err
 	case "n":
-		return json.Unmarshal(value, &e.Node)
+		return decodeText(value, &e.Node)
 	case "p":
 		e.Payload = value
 	case "i":
@@ -82,11 +85,11 @@ func (e *envelope) set(key string, value []byte) error {
 			return nil
 		}
 		e.HasID = true
-		return json.Unmarshal(value, &e.ID)
+		return decodeUint(value, &e.ID)
 	case "e":
-		return json.Unmarshal(value, &e.Epoch.Number)
+		return decodeUint(value, &e.Epoch.Number)
 	case "o":
-		return json.Unmarshal(value, &e.Epoch.Owner)
+		return decodeText(value, &e.Epoch.Owner)
 	case "q":
 		return json.Unmarshal(value, &e.Prev)
 	case "x":
@@ -101,7 +104,7 @@ func appendEnvelope(dst []byte, e *envelope) []byte {
 	dst = append(dst, `{"t":`...)
 	dst = strconv.AppendInt(dst, int64(e.Type), 10)
 	dst = append(dst, `,"n":`...)
-	dst = appendJSON(dst, e.Node)
+	dst = appendText(dst, e.Node)
 	if e.HasID {
 		dst = append(dst, `,"i":`...)
 		dst = strconv.AppendUint(dst, e.ID, 10)
@@ -110,7 +113,7 @@ func appendEnvelope(dst []byte, e *envelope) []byte {
 		dst = append(dst, `,"e":`...)
 		dst = strconv.AppendUint(dst, e.Epoch.Number, 10)
 		dst = append(dst, `,"o":`...)
-		dst = appendJSON(dst, e.Epoch.Owner)
+		dst = appendText(dst, e.Epoch.Owner)
 	}
 	if e.Prev != nil {
 		dst = append(dst, `,"q":`...)
@@ -133,6 +136,11 @@ func appendJSON(dst []byte, v any) []byte {
 		panic(err)
 	}
 	return append(dst, b...)
+}
+
+func appendText(dst []byte, s string) []byte {
+	dst, _ = replication.AppendValue(dst, s) // a string has no error
+	return dst
 }
 
 // encodePayload makes the JSON of a message. Those that carry the data write it

@@ -3,7 +3,6 @@ package transport
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -146,35 +145,6 @@ func TestEnvelopeKeysAreTakenAsWritten(t *testing.T) {
 		_, err := decodeEnvelope([]byte(frame))
 		require.ErrorIs(t, err, errFrame, name)
 	}
-}
-
-// FuzzObject holds eachMember against encoding/json.
-func FuzzObject(f *testing.F) {
-	f.Add([]byte(` { "a" : [ {"b\"" : "}"} , -1.5e3 ] , "\u0061x":null,"":{} } `))
-	f.Add([]byte(`{"t":1}`))
-	f.Add([]byte(`[]`))
-	for _, s := range []string{`{"a":"\u00e9\n\/\ud800x"}`, `{"a":-0.5E+3,"b":0e-1,"c":[[],[1,2]],"d":true,"e":false}`, `{"a":01}`, `{"a":1.}`, `{"a":"\x"}`,
-		`{"a":"\u12g4"}`, "{\"a\":\"\x01\"}", "{\"\xff\":\"\xff\"}", `{"a":tru}`, `{"a":1,}`, `{"a":[1,]}`, `{"a":1}x`, `{"a" 1}`, `{a:1}`, `{"a":-}`, `{"a":1e}`,
-		`{"a":` + strings.Repeat("[", maxDepth-1) + strings.Repeat("]", maxDepth-1) + `}`, `{"a":` + strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth) + `}`} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var want map[string]json.RawMessage
-		wantErr := json.Unmarshal(data, &want)
-		got := map[string]json.RawMessage{}
-		err := eachMember(data, func(key string, value []byte) error {
-			got[key] = value
-			return nil
-		})
-		if errors.Is(err, errNotObject) {
-			require.True(t, wantErr != nil || want == nil)
-			return
-		}
-		require.Equal(t, wantErr == nil, err == nil, "%v, %v", wantErr, err)
-		if err == nil {
-			require.Equal(t, want, got)
-		}
-	})
 }
 
 // pipeNet is a network without buffers: what is not read blocks the writer. Its

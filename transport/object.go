@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 )
@@ -141,37 +143,43 @@ func scanArray(data []byte, i, depth int) (end int, err error) {
 	}
 }
 
-// plainText has the bytes of a string that need no second look.
-var plainText = func() (table [256]bool) {
-	for c := ' '; c < 256; c++ {
-		table[c] = c != '"' && c != '\\'
-	}
-	return table
-}()
-
 func scanString(data []byte, i int) (int, error) {
+	size := bytes.IndexByte(data[i+1:], '"')
+	if size < 0 {
+		return 0, errJSON
+	}
+	text := data[i+1 : i+1+size]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		return scanEscaped(data, i)
+	}
+	if hasControl(text) {
+		return 0, errJSON
+	}
+	return i + size + 2, nil
+}
+
+// scanEscaped is scanString of a string that has escapes.
+func scanEscaped(data []byte, i int) (int, error) {
 	for i++; i < len(data); i++ {
-		if plainText[data[i]] {
+		switch c := data[i]; {
+		case c == '"':
+			return i + 1, nil
+		case c < ' ':
+			return 0, errJSON
+		case c != '\\':
 			continue
 		}
+		if i++; i == len(data) {
+			return 0, errJSON
+		}
 		switch data[i] {
-		case '"':
-			return i + 1, nil
-		case '\\':
-			if i++; i == len(data) {
+		case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		case 'u':
+			if i+4 >= len(data) || !isHex(data[i+1:i+5]) {
 				return 0, errJSON
 			}
-			switch data[i] {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-			case 'u':
-				if i+4 >= len(data) || !isHex(data[i+1:i+5]) {
-					return 0, errJSON
-				}
-				i += 4
-			default:
-				return 0, errJSON
-			}
-		default: // a control character
+			i += 4
+		default:
 			return 0, errJSON
 		}
 	}
@@ -242,4 +250,22 @@ func skipSpace(data []byte, i int) int {
 		i++
 	}
 	return i
+}
+
+// hasControl finds control characters, which JSON does not allow in a string. It
+// looks at eight bytes at once: the subtraction sets the top bit of one that is
+// below a space, and perhaps that of one above it.
+func hasControl(text []byte) bool {
+	const each = 0x0101010101010101
+	for ; len(text) >= 8; text = text[8:] {
+		if w := binary.LittleEndian.Uint64(text); (w-' '*each)&^w&(0x80*each) != 0 {
+			return true
+		}
+	}
+	for _, c := range text {
+		if c < ' ' {
+			return true
+		}
+	}
+	return false
 }

@@ -51,11 +51,12 @@ var oddBatches = func() []string {
 func TestBatchesAreReadAsByEncodingJSON(t *testing.T) {
 	for _, payload := range oddBatches {
 		readAsJSON(t, []byte(payload))
-		for cut := range payload {
-			if cut < 1000 {
-				readAsJSON(t, []byte(payload[:cut]))
-			}
-		}
+	}
+	for cut := range plainBatch {
+		readAsJSON(t, []byte(plainBatch[:cut]))
+	}
+	if testing.Short() {
+		return
 	}
 	readAsJSON(t, []byte(`[`+strings.Repeat(`{"Position":1,"Timestamp":"0001-01-01T00:00:00Z","Command":null},`, MaxBatchEntries-1)+shortEntry+`]`))
 	readAsJSON(t, []byte(`[`+strings.Repeat(`{"Position":1,"Timestamp":"0001-01-01T00:00:00Z","Command":null},`, MaxBatchEntries)+shortEntry+`]`))
