@@ -53,7 +53,7 @@ type logCommand struct {
 var errBadCommand = fmt.Errorf("%w: malformed entry of a region's log", replication.ErrInvalidCommand)
 
 func (c *logCommand) encode() *replication.Command {
-	b := []byte{byte(c.kind)}
+	b := append(make([]byte, 0, c.sizeBound()), byte(c.kind))
 	b = binary.AppendUvarint(b, c.wallMS)
 	switch c.kind {
 	case kindWrite:
@@ -73,6 +73,18 @@ func (c *logCommand) encode() *replication.Command {
 		b = append(b, c.body...)
 	}
 	return &replication.Command{Type: cmdLog, Data: b}
+}
+
+// sizeBound is about what encode makes, so that it is not copied as it grows.
+func (c *logCommand) sizeBound() int {
+	size := 32 + len(c.request) + len(c.body)
+	for _, cmd := range c.commands {
+		size += 8 + len(cmd.Data)
+	}
+	for _, e := range c.entries {
+		size += 64 + e.SizeHint()
+	}
+	return size
 }
 
 func appendBytes(b, data []byte) []byte {

@@ -224,6 +224,7 @@ type txn struct {
 	changed  bool
 	calls    int           // commands so far
 	rejected map[int]error // by number: what is left out, and why
+	buffer   []byte        // room for an outbox row
 }
 
 // ApplyCommand implements replication.Storage: one entry of the region's log.

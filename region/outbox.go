@@ -78,7 +78,8 @@ func (t *txn) emit(e *conflict.Entry, err error) error {
 	if err != nil || e == nil {
 		return err
 	}
-	data := e.Encode()
+	data := e.Append(t.buffer[:0])
+	t.buffer = data
 	if uint64(len(data)) > t.settings.MaxEntryBytes {
 		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, len(data), t.settings.MaxEntryBytes)
 	}
@@ -179,7 +180,7 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 			if len(b.Entries) > 0 && b.Bytes+len(row) > maxBytes {
 				return nil
 			}
-			e, err := conflict.DecodeEntry(row)
+			e, err := conflict.DecodeOwn(row)
 			if err != nil {
 				return fmt.Errorf("outbox entry %d: %w", pos, err)
 			}

@@ -36,6 +36,7 @@ type Entry struct {
 	RequestID   string
 	RequestHash [16]byte
 	ops         []op
+	encoded     []byte // of the ops, where they came encoded; nil: it is to be made
 }
 
 // Mark says whether the entry has no effects.
@@ -45,8 +46,11 @@ func (e *Entry) Mark() bool { return len(e.ops) == 0 }
 func (e *Entry) Ops() int { return len(e.ops) }
 
 // Encode encodes the whole entry: an outbox row, or a command of the region's log.
-func (e *Entry) Encode() []byte {
-	var w writer
+func (e *Entry) Encode() []byte { return e.Append(nil) }
+
+// Append appends what Encode returns.
+func (e *Entry) Append(dst []byte) []byte {
+	w := writer(dst)
 	e.writeVersion(&w)
 	if e.RequestID != "" {
 		w.string(e.RequestID)
@@ -57,6 +61,9 @@ func (e *Entry) Encode() []byte {
 	e.writeOps(&w)
 	return w
 }
+
+// SizeHint is about what Encode makes of an entry that came over the wire.
+func (e *Entry) SizeHint() int { return 64 + len(e.RequestID) + len(e.encoded) }
 
 // writeVersion begins an encoding: the version and the hash of the request.
 func (e *Entry) writeVersion(w *writer) {
@@ -88,9 +95,20 @@ func (e *Entry) readVersion(r *reader) (request bool, err error) {
 func DecodeEntry(data []byte) (*Entry, error) {
 	r := newReader(data)
 	e := new(Entry)
+	if err := e.readHead(r); err != nil {
+		return nil, err
+	}
+	if err := e.readOps(r); err != nil {
+		return nil, err
+	}
+	return e, e.check()
+}
+
+// readHead reads what stands before the effects.
+func (e *Entry) readHead(r *reader) error {
 	request, err := e.readVersion(r)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if request {
 		if e.RequestID = r.string(); e.RequestID == "" {
@@ -98,13 +116,14 @@ func DecodeEntry(data []byte) (*Entry, error) {
 		}
 	}
 	e.Dot, e.Time, e.Context = r.dot(), r.uint(), r.vector()
-	if err := e.readOps(r); err != nil {
-		return nil, err
-	}
-	return e, e.check()
+	return nil
 }
 
 func (e *Entry) writeOps(w *writer) {
+	if e.encoded != nil {
+		*w = append(*w, e.encoded...)
+		return
+	}
 	w.uint(uint64(len(e.ops)))
 	for i := range e.ops {
 		w.op(&e.ops[i])
@@ -116,15 +135,18 @@ func (e *Entry) readOps(r *reader) error {
 	if n > MaxEntryOps {
 		return fmt.Errorf("%w: %d effects, at most %d", ErrInvalidEntry, n, MaxEntryOps)
 	}
+	if n > 0 {
+		e.ops = make([]op, 0, min(n, 16))
+	}
 	for i := 0; i < n && r.err == nil; i++ {
-		o := r.op()
-		if r.err != nil {
+		e.ops = append(e.ops, op{})
+		o := &e.ops[i]
+		if r.op(o); r.err != nil {
 			break
 		}
 		if err := o.check(); err != nil {
 			return err
 		}
-		e.ops = append(e.ops, o)
 	}
 	if err := r.done(); err != nil {
 		return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
@@ -176,12 +198,16 @@ func (w *writer) op(o *op) {
 	}
 }
 
-func (r *reader) op() op {
-	o := op{kind: opKind(r.byte()), node: r.string()}
+func (r *reader) op(o *op) {
+	o.kind, o.node = opKind(r.byte()), r.string()
 	switch o.kind {
 	case opCreateNode, opUpdateNode:
 		o.value = r.string()
-		for n := r.count(2); n > 0 && r.err == nil; n-- {
+		n := r.count(2)
+		if n > 0 {
+			o.props = make([]prop, 0, min(n, 16))
+		}
+		for ; n > 0 && r.err == nil; n-- {
 			o.props = append(o.props, prop{name: r.string(), value: r.string()})
 		}
 	case opSetProperty, opFixProperty:
@@ -196,24 +222,38 @@ func (r *reader) op() op {
 	for i := range o.kind.ends() {
 		o.births[i] = r.birth()
 	}
-	return o
 }
 
 // ToWAL gives an entry the form in which it crosses the wire.
 func (s *Settings) ToWAL(e *Entry) *replication.WALEntry {
 	at := time.UnixMilli(int64(WallMS(e.Time))).UTC()
 	w := &replication.WALEntry{Position: e.Dot.Pos, Timestamp: at, Origin: s.Regions[e.Dot.Region],
-		Time: e.Time, Context: make(map[string]uint64)}
+		Time: e.Time, Context: make(map[string]uint64, len(s.Regions))}
 	for i, u := range e.Context[:len(s.Regions)] {
 		if u != 0 {
 			w.Context[s.Regions[i]] = u
 		}
 	}
-	var data writer
+	data := make(writer, 0, 24+len(e.encoded))
 	e.writeVersion(&data)
 	e.writeOps(&data)
 	w.Command = &replication.Command{Type: CmdEffects, Data: data, Timestamp: at, RequestID: e.RequestID}
 	return w
+}
+
+// DecodeOwn decodes what this region has encoded itself, an outbox row, as far as
+// ToWAL needs it: the effects stay as they are encoded.
+func DecodeOwn(row []byte) (*Entry, error) {
+	r := &reader{b: row}
+	e := new(Entry)
+	if err := e.readHead(r); err != nil {
+		return nil, err
+	}
+	if r.err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrInvalidEntry, r.err)
+	}
+	e.encoded = r.b
+	return e, e.check()
 }
 
 // FromWAL is the inverse of ToWAL. The entry may be hostile: the error wraps
@@ -242,8 +282,10 @@ func (s *Settings) FromWAL(w *replication.WALEntry) (*Entry, error) {
 	if e.RequestID = w.Command.RequestID; request != (e.RequestID != "") {
 		return nil, fmt.Errorf("%w: half a request", ErrInvalidEntry)
 	}
+	encoded := r.b
 	if err := e.readOps(r); err != nil {
 		return nil, err
 	}
+	e.encoded = encoded // there is one encoding only
 	return e, e.check()
 }
