@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/bits"
 	"time"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
@@ -58,14 +59,19 @@ func msgpackHandle(initLen int) *codec.MsgpackHandle {
 
 var handle = msgpackHandle(minInitLen)
 
+// handles are those for larger data: the n-th is for a quarter to a half of it.
+var handles = func() (list [24]*codec.MsgpackHandle) {
+	for i := range list {
+		list[i] = msgpackHandle(minInitLen << i)
+	}
+	return list
+}()
+
 // handleFor is the handle to decode data with. The decoder reads a byte string
 // in steps of MaxInitLen and copies all before at each, so the step grows with
-// the data, or a large string would cost its square.
+// the data: the entries of another region's stream are one string.
 func handleFor(data []byte) *codec.MsgpackHandle {
-	if initLen := len(data) / 64; initLen > minInitLen {
-		return msgpackHandle(initLen)
-	}
-	return handle
+	return handles[min(bits.Len(uint(len(data)/(4*minInitLen))), len(handles)-1)]
 }
 
 // EncodeEntry encodes the groups of one log entry.
