@@ -63,3 +63,75 @@ func TestNobodyWaitsForAHungDiskLongerThanHeSaid(t *testing.T) {
 		holdSame(t, c, "before")
 	})
 }
+
+// A promotion that a node could not store is nobody's: the other node hears nothing
+// of it and goes on as primary, and the node that starts again joins it.
+func TestEpochThatWasNotStoredIsToldToNobody(t *testing.T) {
+	for _, mode := range pairModes {
+		t.Run(mode.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := th.NewCluster(t, pairConfig(mode))
+				c.StartAll(t.Context())
+				require.NoError(t, waitAdmitted(c, time.Minute))
+				primary, other := c.Members[0], c.Members[1]
+				require.NoError(t, put(t, primary, "before"))
+				other.Disk().SetFaults(th.DiskFaults{Full: true, Stable: true})
+				c.Net.Isolate(other.ID)
+				<-time.After(5 * chaosFailover) // it promotes itself, and cannot store that
+				require.False(t, other.Replicator().IsLeader())
+				c.Net.Heal()
+				<-time.After(5 * chaosFailover)
+				h := primary.Health()
+				require.Equal(t, "primary", h.Role, "%v", h.Reasons)
+
+				c.Crash(other)
+				other.Disk().SetFaults(th.DiskFaults{})
+				require.NoError(t, c.Start(t.Context(), other))
+				require.NoError(t, waitAdmitted(c, time.Minute))
+				holdSame(t, c, "before")
+			})
+		})
+	}
+}
+
+// An operator's word to a node whose own disk hangs over it is answered when the
+// operator's time is over.
+func TestOperatorDoesNotWaitForAHungDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
+		c.StartAll(t.Context())
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		other := c.Members[1]
+		other.Disk().Hang()
+		defer other.Disk().Release()
+		ctx := timeout(t, 500*time.Millisecond)
+		start := time.Now()
+		err := other.Replicator().(replication.Promoter).Promote(ctx, false)
+		require.ErrorIs(t, err, replication.ErrTimeout)
+		require.LessOrEqual(t, time.Since(start), 500*time.Millisecond)
+		other.Disk().Release()
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		require.Equal(t, other, primaryOf(c), "the switch went on")
+	})
+}
+
+// Under semi_sync a write is acknowledged when the standby has received it. One that
+// dies before it wrote it, and is back at once, gets it again, though nobody writes
+// anything more.
+func TestStandbyThatLostWhatItReceivedGetsItAgain(t *testing.T) {
+	for _, policy := range []string{"availability", "consistency"} {
+		synctest.Test(t, func(t *testing.T) {
+			c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, policy}))
+			c.StartAll(t.Context())
+			require.NoError(t, waitAdmitted(c, time.Minute))
+			primary, other := c.Members[0], c.Members[1]
+			other.Disk().Hang()
+			require.NoError(t, put(t, primary, "received"))
+			c.Crash(other)
+			require.NoError(t, c.Start(t.Context(), other))
+			require.NoError(t, waitAdmitted(c, time.Minute))
+			require.Equal(t, primary, primaryOf(c))
+			holdSame(t, c, "received")
+		})
+	}
+}

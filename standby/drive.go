@@ -57,6 +57,7 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 			n.rt.Logger.Error("this node ends its part", "error", err)
 			n.machine.follows, n.machine.hasLease = false, false
 			n.machine.role, n.machine.broken, n.machine.waiting = RoleFenced, true, err.Error()
+			n.machine.stored = n.saved // nobody hears of what the disk does not have
 			n.stop()
 			r.granted = false
 			break
@@ -66,6 +67,9 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 		n.rt.Logger.Info("hot standby waits", "role", next.role, "reason", next.waiting)
 	}
 	n.look(before.role)
+	if n.machine.stored.Epoch != before.stored.Epoch || n.machine.role != before.role {
+		n.signal(n.kick) // now that whoever speaks sees the role
+	}
 	r.log = n.logView()
 	r.peer = n.machine.state(r.log)
 	return r, nil
@@ -118,6 +122,7 @@ func (n *Node) perform(a action, r *reply) error {
 		if err := n.file.save(a.stored); err != nil {
 			return err
 		}
+		n.saved = a.stored
 		e := a.stored.Epoch
 		n.epoch.Store(&e)
 	case doSync:
@@ -135,7 +140,6 @@ func (n *Node) perform(a action, r *reply) error {
 		n.receiver.Follow(n.machine.stored.History, n.machine.stored.Epoch)
 	case doLead:
 		n.lead()
-		n.signal(n.kick)
 		n.signal(n.commits)
 	case doReply:
 		r.granted, r.detail = a.granted, a.detail
@@ -341,7 +345,7 @@ func (n *Node) command(ctx context.Context, ev event) error {
 	if err := n.running(); err != nil {
 		return err
 	}
-	if r, err := n.stepFor(ctx, ev); err != nil {
+	if r, err := n.stepAside(ctx, ev); err != nil {
 		return err
 	} else if !r.granted {
 		return fmt.Errorf("%w: %s", replication.ErrNotReady, r.detail)
@@ -363,6 +367,29 @@ func (n *Node) command(ctx context.Context, ev event) error {
 		case <-n.ctx.Done():
 			return replication.ErrClosed
 		}
+	}
+}
+
+// stepAside is stepFor for somebody who does not wait longer than ctx for the
+// step itself either, whose disk may hang. With ErrTimeout it may still be done.
+func (n *Node) stepAside(ctx context.Context, ev event) (reply, error) {
+	type outcome struct {
+		reply reply
+		err   error
+	}
+	done := make(chan outcome, 1)
+	started := n.spawn(func() {
+		r, err := n.stepFor(ctx, ev)
+		done <- outcome{r, err}
+	})
+	if !started {
+		return reply{}, replication.ErrClosed
+	}
+	select {
+	case o := <-done:
+		return o.reply, o.err
+	case <-ctx.Done():
+		return reply{}, fmt.Errorf("%w: the node waits for its disk: %w", replication.ErrTimeout, context.Cause(ctx))
 	}
 }
 

@@ -55,6 +55,7 @@ type Node struct {
 	// is taken before mu.
 	role    roleLock
 	machine machine
+	saved   Stored // what the state file says
 	leading bool
 	leadAt  uint64 // where the log ended when this node became primary
 	stream  *streaming
@@ -77,9 +78,10 @@ type Node struct {
 
 // streaming is the stream to a standby in one epoch.
 type streaming struct {
-	epoch  replication.Epoch
-	cancel context.CancelFunc
-	done   chan struct{}
+	epoch    replication.Epoch
+	streamer *walstream.Streamer
+	cancel   context.CancelFunc
+	done     chan struct{}
 }
 
 type nodeState int
@@ -181,7 +183,7 @@ func (n *Node) openLocal() error {
 	}
 	n.feed = walstream.NewFeed(n.log, n.applier)
 	n.receiver = walstream.NewApplier(n.log, walstream.ApplierOptions{AnswerReceived: n.cfg.HA.SyncMode == replication.SyncSemi})
-	n.machine = n.newMachine(stored)
+	n.machine, n.saved = n.newMachine(stored), stored
 	n.mu.Lock()
 	n.seen = n.machine
 	n.mu.Unlock()

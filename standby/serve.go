@@ -184,6 +184,9 @@ func (n *Node) handleState(ctx context.Context, req *replication.Request) (any, 
 		return nil, err
 	}
 	defer n.role.RUnlock()
+	if n.machine.role == RolePrimary && !n.machine.hasLease {
+		n.signal(n.kick) // who asks is about to follow, and writes may wait for that
+	}
 	p := n.machine.state(n.logView())
 	return &p, nil
 }

@@ -1,6 +1,7 @@
 package standby_test
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,30 @@ func TestPlannedSwitchWhoseFetchIsCutOff(t *testing.T) {
 			require.Equal(t, other, primaryOf(c))
 			holdSame(t, c, ids...)
 			require.Empty(t, primary.Health().Reasons, "nothing had to be put aside")
+		})
+	}
+}
+
+// In a planned switch nobody waits for the next heartbeat: under sync, where writes
+// wait for the old primary to follow, they stand still for a fraction of the time
+// between two heartbeats.
+func TestPlannedSwitchDoesNotWaitForHeartbeats(t *testing.T) {
+	for _, mode := range syncModes {
+		t.Run(string(mode), func(t *testing.T) {
+			inBubble(t, func(c *replication.Config) { c.HA.SyncMode = mode }, func(t *testing.T, p *pair) {
+				p.start(p.a, p.b)
+				p.admitted(p.a)
+				primary, other := p.a, p.b
+				for i := range 10 {
+					<-time.After(time.Duration(100*i) * time.Millisecond) // at any time between heartbeats
+					start := time.Now()
+					require.NoError(t, other.repl.(replication.Promoter).Promote(t.Context(), false))
+					p.write(primary, fmt.Sprint("n", i)) // through the one that becomes standby
+					require.Less(t, time.Since(start), heartbeat/4)
+					primary, other = other, primary
+					p.admitted(primary)
+				}
+			})
 		})
 	}
 }

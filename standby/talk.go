@@ -113,10 +113,20 @@ func (n *Node) speakLoop() {
 			n.ask()
 		}
 		timer.Reset(interval)
-		if kicked && !n.sleep(min(n.cfg.HA.WALBatchTimeout, interval)) { // no more often than that
+		if kicked && !n.sleep(n.spacing()) {
 			return
 		}
 	}
+}
+
+// spacing is the least time between two things said because of a kick. Between
+// nodes that have yet to find to each other it is short: writes wait for that.
+func (n *Node) spacing() time.Duration {
+	ha := &n.cfg.HA
+	if v := n.view(); v.role == RolePrimary && v.hasLease {
+		return min(ha.WALBatchTimeout, ha.Heartbeat)
+	}
+	return min(ha.WALBatchTimeout, ha.Heartbeat/20)
 }
 
 // sleep waits; false: the node ends.
@@ -176,6 +186,10 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 	}
 	epoch := m.stored.Epoch
 	req := &heartbeatRequest{Peer: m.state(n.logView()), Commit: n.feed.Committed(), Admit: m.stored.PeerAdmitted}
+	var received uint64 // which the answer cannot be below, unless the standby lost it
+	if n.stream != nil {
+		received = n.stream.streamer.Ack().Received
+	}
 	n.role.RUnlock()
 	req.HeartbeatRequest = replication.HeartbeatRequest{NodeID: n.nodeID, Role: string(RolePrimary),
 		WALPosition: req.Peer.Last.Position, Timestamp: n.rt.Now().UnixNano()}
@@ -197,7 +211,7 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 	}
 	n.signal(n.commits)
 	if resp.Follows {
-		n.ensureStream(epoch, resp.Peer.ack())
+		n.ensureStream(epoch, resp.Peer.Last.Position < received)
 	}
 	return resp.Follows, nil
 }
@@ -206,8 +220,10 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 // primary. It sends no heartbeat then, so that the other can take over.
 func (n *Node) diskHung() bool { return n.log.HungFor() > n.cfg.HA.FailoverTimeout/3 }
 
-// ensureStream streams to a standby that follows the epoch.
-func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {
+// ensureStream streams to a standby that follows the epoch. One that has less than
+// it had received (it died before it had written that) is asked where it stands: a
+// stream that has nothing more to send would not notice.
+func (n *Node) ensureStream(epoch replication.Epoch, wentBack bool) {
 	if n.role.Lock(n.ctx) != nil {
 		return
 	}
@@ -215,15 +231,15 @@ func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {
 	if n.machine.role != RolePrimary || n.machine.stored.Epoch != epoch {
 		return
 	}
-	if s := n.stream; s != nil && s.epoch == epoch {
+	if s := n.stream; s != nil && s.epoch == epoch && !wentBack {
 		select {
 		case <-s.done:
 		default:
 			return
 		}
 	}
+	n.stopStream()
 	ctx, cancel := context.WithCancel(n.ctx)
-	s := &streaming{epoch: epoch, cancel: cancel, done: make(chan struct{})}
 	ha := &n.cfg.HA
 	opts := walstream.StreamerOptions{BatchEntries: ha.WALBatchSize, SendTimeout: ha.FailoverTimeout,
 		BatchBytes: min(1<<20, n.maxCommandBytes()), BackoffMin: ha.Heartbeat / 10, BackoffMax: ha.ReconnectInterval,
@@ -235,6 +251,7 @@ func (n *Node) ensureStream(epoch replication.Epoch, ack walstream.Ack) {
 		opts.BatchTimeout = ha.WALBatchTimeout
 	}
 	streamer := walstream.NewStreamer(walstream.LogSource{Log: n.log, History: n.machine.stored.History}, sink{n, epoch}, opts)
+	s := &streaming{epoch: epoch, streamer: streamer, cancel: cancel, done: make(chan struct{})}
 	n.stream = s
 	started := n.spawn(func() {
 		defer close(s.done)
