@@ -291,12 +291,15 @@ func (n *Node) compactLoop() {
 const maxRetainBytes = 1 << 30
 
 func (n *Node) compact() {
+	applied := n.applier.Position() // before kept is asked: a snapshot that begins after it stands no lower
 	m := n.view()
 	peer := m.ack.Persisted
 	if m.role == RoleStandby {
 		peer = n.log.Last().Position // its primary has all of it
 	}
-	err := n.log.Compact(walstream.Retention{Applied: n.applier.Position(), Peer: peer, MaxEntries: uint64(n.cfg.HA.WALRetain), MaxBytes: maxRetainBytes})
+	r := walstream.Retention{Applied: applied, Peer: peer, MaxEntries: uint64(n.cfg.HA.WALRetain), MaxBytes: maxRetainBytes}
+	r.Snapshot, r.SnapshotBytes = n.kept()
+	err := n.log.Compact(r)
 	if err != nil && !errors.Is(err, walstream.ErrFailed) {
 		n.rt.Logger.Warn("the log could not be compacted", "error", err)
 	}

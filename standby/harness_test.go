@@ -32,6 +32,18 @@ type node struct {
 	repl     replication.Replicator
 	disk     *disk
 	power    *powerStore // not nil: the log is in there
+	restore  func()      // not nil: called before a snapshot is restored
+}
+
+// slowGraph is a graph whose Restore is held up.
+type slowGraph struct {
+	*boltgraph.Store
+	before func()
+}
+
+func (g slowGraph) Restore(r io.Reader) error {
+	g.before()
+	return g.Store.Restore(r)
 }
 
 // disk is a log store that can fail and hang.
@@ -145,7 +157,11 @@ func (p *pair) tryStart(n *node) (err error) {
 		return n.disk, nil
 	})
 	mode := standby.Mode(store, standby.WithBootClock(func() time.Duration { return time.Since(began) + time.Hour }))
-	n.repl, err = replication.New(n.cfg, n.store, replication.Modes{replication.ModeHAStandby: mode},
+	var storage replication.Storage = n.store
+	if n.restore != nil {
+		storage = slowGraph{n.store, n.restore}
+	}
+	n.repl, err = replication.New(n.cfg, storage, replication.Modes{replication.ModeHAStandby: mode},
 		replication.WithLogger(quietLogger()), replication.WithTransport(n.tr))
 	require.NoError(p.t, err)
 	return n.repl.Start(context.Background())

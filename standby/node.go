@@ -72,8 +72,10 @@ type Node struct {
 	tails   []string // files with diverged entries
 	tailed  int      // entries in them
 	behind  lagClock
-	done    chan struct{}
-	err     error // of Shutdown
+	// transfer is what the log is kept for beside what the standby lacks; nil: nothing.
+	transfer *transfer
+	done     chan struct{}
+	err      error // of Shutdown
 }
 
 // streaming is the stream to a standby in one epoch.

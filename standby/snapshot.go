@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -50,6 +51,70 @@ func (n *Node) acceptSnapshot(peer replication.Peer, conn net.Conn) {
 	}
 }
 
+// transfer is a snapshot on its way to the standby, and what follows until that has
+// caught up. The log is kept for it from where the snapshot stands: else one that
+// takes longer than the log is kept would be sent again for ever.
+//
+// What is kept for it is bounded by maxRetainBytes or, where that is more, by what
+// was sent of the snapshot: a log that grows faster than the snapshot moves is one
+// that the standby would not catch up with either. So a log never takes more of the
+// disk than the Storage for it, and a peer that takes nothing gets nothing kept.
+type transfer struct {
+	position uint64       // of the snapshot
+	sent     atomic.Int64 // bytes of it
+	began    time.Duration
+	ends     time.Duration // when nothing is kept for it any more; 0: it is being sent
+}
+
+// minGrace is how long, after a snapshot was sent, and after each time the standby
+// has made progress, the log is kept for it; for as long as sending it took, where
+// that is longer, as it may have to be put in its place.
+const minGrace = time.Minute
+
+func (t *transfer) Write(p []byte) (int, error) {
+	t.sent.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// beginTransfer makes the log be kept from a position. n.feed stands still.
+func (n *Node) beginTransfer(position uint64) *transfer {
+	t := &transfer{position: position, began: n.now().boot}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.transfer = t // an earlier one was given up by the standby
+	return t
+}
+
+// endTransfer: the snapshot was sent, or not.
+func (n *Node) endTransfer(t *transfer, sent bool) {
+	now := n.now().boot
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case sent:
+		t.ends = now + max(minGrace, now-t.began)
+	case n.transfer == t:
+		n.transfer = nil
+	}
+}
+
+// kept is from where, and as how many bytes, the log is kept for a snapshot; 0:
+// there is none.
+func (n *Node) kept() (position uint64, bytes int64) {
+	now := n.now().boot
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	m, t := &n.seen, n.transfer
+	if t == nil || m.role != RolePrimary || m.stored.PeerAdmitted || t.ends > 0 && now >= t.ends {
+		n.transfer = nil
+		return 0, 0
+	}
+	if p := m.ack.Persisted; p > t.position { // it catches up
+		t.position, t.ends = p, now+minGrace
+	}
+	return t.position, max(maxRetainBytes, t.sent.Load())
+}
+
 func (n *Node) sendSnapshot(peer replication.Peer, w io.Writer) error {
 	err := n.trusted(&replication.Request{Type: replication.MsgState, Peer: peer})
 	if err == nil {
@@ -62,7 +127,15 @@ func (n *Node) sendSnapshot(peer replication.Peer, w io.Writer) error {
 	}
 	n.signal(n.kick)
 	var snap *fsm.Snapshot
-	if err := n.feed.Still(func() (err error) { snap, err = fsm.TakeSnapshot(n.storage, n.applier); return err }); err != nil {
+	var t *transfer
+	err = n.feed.Still(func() (err error) {
+		t = n.beginTransfer(n.applier.Position())
+		snap, err = fsm.TakeSnapshot(n.storage, n.applier)
+		return err
+	})
+	sent := false
+	defer func() { n.endTransfer(t, sent) }()
+	if err != nil {
 		return errors.Join(err, writeHead(w, &snapshotHead{Error: err.Error()}))
 	}
 	defer snap.Release()
@@ -75,9 +148,10 @@ func (n *Node) sendSnapshot(peer replication.Peer, w io.Writer) error {
 		return err
 	}
 	n.publish(replication.Event{Type: replication.EventSnapshotTaken, Peer: peer.NodeID, Position: head.Mark.Position})
-	if err := snap.Write(w); err != nil {
+	if err := snap.Write(io.MultiWriter(w, t)); err != nil {
 		return err
 	}
+	sent = true
 	report.Snapshot("sent")
 	return nil
 }

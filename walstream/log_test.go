@@ -304,6 +304,7 @@ func TestRetentionKeepsItsRules(t *testing.T) {
 		r := Retention{
 			Applied: rapid.Uint64Range(0, 160).Draw(t, "applied"), Peer: rapid.Uint64Range(0, 160).Draw(t, "peer"),
 			MaxEntries: rapid.Uint64Range(0, 50).Draw(t, "max"), MaxBytes: rapid.Int64Range(0, 1000).Draw(t, "bytes"),
+			Snapshot: rapid.Uint64Range(0, 160).Draw(t, "snapshot"), SnapshotBytes: rapid.Int64Range(0, 1000).Draw(t, "snapshotBytes"),
 		}
 		to := r.compactTo(first, sizes, total)
 		require.GreaterOrEqual(t, to, first-1)
@@ -313,6 +314,13 @@ func TestRetentionKeepsItsRules(t *testing.T) {
 		last := first + uint64(len(sizes)) - 1
 		require.Less(t, to, max(r.Applied, 1))
 		require.Less(t, to, last)
+		if r.Snapshot > 0 && to >= r.Snapshot && r.Snapshot+1 >= first { // what a snapshot needs: only where it is too much
+			needed := int64(0)
+			for _, s := range sizes[max(r.Snapshot, first)-first:] {
+				needed += int64(s)
+			}
+			require.Greater(t, needed, r.SnapshotBytes)
+		}
 		if to >= r.Peer && to >= first { // more than the peer has: only for a cap
 			before := int64(0)
 			for _, s := range sizes[to-first:] { // what was kept had to went once not

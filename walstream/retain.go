@@ -12,6 +12,11 @@ type Retention struct {
 	Peer       uint64 // what the peer has durably; 0: not known
 	MaxEntries uint64 // kept for a peer that is away
 	MaxBytes   int64
+	// Snapshot is where a snapshot stands that the peer is being given; 0: none.
+	// The entry there and what is above stays, whatever the caps above say, as
+	// long as it takes no more than SnapshotBytes.
+	Snapshot      uint64
+	SnapshotBytes int64
 }
 
 // compactTo decides up to which position a log of these entries is compacted;
@@ -20,7 +25,8 @@ type Retention struct {
 //
 // What the peer has goes, but for the last of it, whose epoch is what the peer
 // checks the next batch against. What it lacks stays, up to the caps; what the
-// own Storage lacks, and so a crash needs, stays in any case.
+// own Storage lacks, and so a crash needs, stays in any case. So does what follows
+// on a snapshot for the peer, which would be of no use without it.
 func (r Retention) compactTo(first uint64, sizes []uint32, total int64) uint64 {
 	if len(sizes) == 0 {
 		return first - 1
@@ -31,6 +37,9 @@ func (r Retention) compactTo(first uint64, sizes []uint32, total int64) uint64 {
 	if kept := last - to; kept > r.MaxEntries {
 		to = last - r.MaxEntries
 	}
+	if keep := max(r.Snapshot, first); r.Snapshot+1 >= first && r.Snapshot > 0 && sum(sizes[min(keep-first, uint64(len(sizes))):]) <= r.SnapshotBytes {
+		limit = min(limit, r.Snapshot-1)
+	}
 	at := first
 	for ; at <= min(to, limit); at++ {
 		total -= int64(sizes[at-first])
@@ -40,6 +49,13 @@ func (r Retention) compactTo(first uint64, sizes []uint32, total int64) uint64 {
 		to = at
 	}
 	return max(min(to, limit), first-1)
+}
+
+func sum(sizes []uint32) (total int64) {
+	for _, size := range sizes {
+		total += int64(size)
+	}
+	return total
 }
 
 // deleteBlocks bounds the blocks of one DeleteRange: stores do it in one
