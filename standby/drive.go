@@ -220,24 +220,6 @@ func (n *Node) found(s Stored) error {
 	return n.log.Reset(s.Base)
 }
 
-// putAside writes the entries after a position to a file of their own.
-func (n *Node) putAside(after uint64) error {
-	if n.log.Last().Position <= after {
-		return nil
-	}
-	path, count, err := saveTail(n.tailDir(), n.log.Last().Epoch, n.log, after)
-	if err != nil {
-		return fmt.Errorf("putting aside what the primary does not have: %w", err)
-	}
-	n.mu.Lock()
-	n.tails, n.tailed = append(n.tails, path), n.tailed+count
-	n.mu.Unlock()
-	n.rt.Logger.Warn("entries that the primary does not have were put aside", "file", path, "entries", count)
-	report.Diverged(count)
-	n.publish(replication.Event{Type: replication.EventDiverged, Detail: path, Position: after})
-	return nil
-}
-
 // logFailed is told by the log that it ended.
 func (n *Node) logFailed(err error) {
 	n.spawn(func() {

@@ -39,7 +39,7 @@ func (n *Node) Health() *replication.HealthStatus {
 		h.LagSeconds = behind.lag(h.AppliedIndex, n.now().boot).Seconds()
 	}
 	n.judge(h, &m)
-	if tailed > 0 {
+	if len(tails) > 0 {
 		h.Reasons = append(h.Reasons, fmt.Sprintf("%d diverged entries were put aside: %v", tailed, tails))
 	}
 	return h

@@ -1,16 +1,13 @@
 package standby
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/nornicdb/replication"
-	"github.com/nornicdb/replication/walstream"
 )
 
 const (
@@ -122,94 +119,4 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// tailEntry is a line of a diverged-tail file.
-type tailEntry struct {
-	Position uint64
-	Epoch    replication.Epoch
-	Group    replication.Group
-}
-
-// saveTail writes the entries after a position to a new file in dir, durably. A
-// crash leaves a file that is not whole; the next try writes another.
-func saveTail(dir string, epoch replication.Epoch, log *walstream.Log, after uint64) (path string, count int, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", 0, err
-	}
-	f, err := createNew(dir, fmt.Sprintf("%d-%s", epoch.Number, safeName(epoch.Owner)))
-	if err != nil {
-		return "", 0, err
-	}
-	enc := json.NewEncoder(f)
-	at := max(after, log.First()-1)
-	for last := log.Last().Position; at < last && err == nil; {
-		var entries []*walstream.Entry
-		if entries, err = log.Read(at, 1000, 8<<20); err != nil {
-			break
-		}
-		for _, e := range entries {
-			err = errors.Join(err, enc.Encode(tailEntry{e.Position, e.Epoch, e.Group}))
-			at, count = e.Position, count+1
-		}
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
-	}
-	return f.Name(), count, err
-}
-
-// savedTails are the files in dir and the entries in them; of one that a crash
-// cut short those that are whole.
-func savedTails(dir string) (paths []string, entries int, err error) {
-	if paths, err = filepath.Glob(filepath.Join(dir, "*.jsonl")); err != nil {
-		return nil, 0, err
-	}
-	for _, path := range paths {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, 0, err
-		}
-		_, err = io.Copy((*lineCount)(&entries), f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, 0, err
-		}
-	}
-	return paths, entries, nil
-}
-
-// lineCount counts the lines written to it.
-type lineCount int
-
-func (c *lineCount) Write(p []byte) (int, error) {
-	*c += lineCount(bytes.Count(p, []byte("\n")))
-	return len(p), nil
-}
-
-// createNew creates a file that was not there.
-func createNew(dir, name string) (*os.File, error) {
-	for i := 1; ; i++ {
-		file := name
-		if i > 1 {
-			file = fmt.Sprintf("%s.%d", name, i)
-		}
-		f, err := os.OpenFile(filepath.Join(dir, file+".jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err == nil || !errors.Is(err, os.ErrExist) || i == 10000 {
-			return f, err
-		}
-	}
-}
-
-// safeName makes a node ID part of a file name.
-func safeName(id string) string {
-	b := []byte(id)
-	for i, c := range b {
-		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' {
-			b[i] = '_'
-		}
-	}
-	return string(b[:min(len(b), 64)])
 }
