@@ -59,7 +59,35 @@ func TestBeginDropsEpochsTheLogNeverReached(t *testing.T) {
 
 	s.begin(ep(4, "a"), 6) // no write came in epoch 3
 	require.NoError(t, checkEpochs(s.Epoch, s.Epochs))
-	require.Len(t, s.Epochs, 3)
+	require.Equal(t, []EpochStart{{ep(1, "a"), 1}, {ep(4, "a"), 6}}, s.Epochs)
+}
+
+// Epochs without entries leave no trace in the list, whatever their number, and what
+// two logs have in common is the same as if they did.
+func TestBeginDropsEpochsWithoutEntries(t *testing.T) {
+	founded := Stored{History: "h", Epoch: ep(1, "a"), Epochs: []EpochStart{{ep(1, "a"), 2}}}
+	for _, last := range []uint64{1, 9} { // where the other's log ends, which was away meanwhile
+		s := founded
+		for n := uint64(2); n < 1000; n++ {
+			s.begin(ep(n, "a"), last+1)
+			require.NoError(t, checkEpochs(s.Epoch, s.Epochs))
+		}
+		require.Len(t, s.Epochs, 2)
+		prefix, ok := commonPrefix(s.Epochs, last+7, founded.Epochs, last)
+		require.True(t, ok)
+		require.Equal(t, last, prefix)
+		prefix, ok = commonPrefix(s.Epochs, last+7, founded.Epochs, last+3) // it wrote some that were lost here
+		require.True(t, ok)
+		require.Equal(t, last, prefix)
+	}
+	s := founded
+	for n := uint64(2); n < 1000; n++ {
+		s.begin(ep(n, "a"), 2*n)
+	}
+	require.NoError(t, checkEpochs(s.Epoch, s.Epochs))
+	require.Len(t, s.Epochs, maxEpochs)
+	_, ok := commonPrefix(s.Epochs, 3000, founded.Epochs, 3)
+	require.False(t, ok)
 }
 
 func TestTailFileIsExclusive(t *testing.T) {

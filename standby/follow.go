@@ -112,7 +112,7 @@ func (s *stepper) fence() {
 	p := s.ev.peer
 	e := s.ev.epoch
 	again := e == s.stored.Epoch && e.Owner == p.NodeID && e.Owner != s.self
-	if !s.mayBeMet(p) || !again && e.Compare(s.stored.Epoch) <= 0 {
+	if !s.mayBeMet(&p) || !again && e.Compare(s.stored.Epoch) <= 0 {
 		s.do(action{kind: doReply})
 		return
 	}

@@ -7,12 +7,25 @@ import (
 	"github.com/nornicdb/replication/walstream"
 )
 
-// beginPromotion takes an epoch that nobody had, durably, before anything else.
-func (s *stepper) beginPromotion(unfenced bool) {
-	e := replication.Epoch{Number: 1 + max(s.stored.Epoch.Number, s.peer.Epoch.Number), Owner: s.self}
-	if e.Number >= 1<<53 {
+// nextEpoch is an epoch of this node's that nobody had; false: no number is left.
+func (s *stepper) nextEpoch() (replication.Epoch, bool) {
+	e := replication.Epoch{Number: 1 + s.stored.Epoch.Number, Owner: s.self}
+	if s.mayBeMet(&s.peer) {
+		e.Number = max(e.Number, 1+s.peer.Epoch.Number)
+	}
+	if e.Number >= maxEpochNumber {
 		s.waiting = "no epoch number is left"
-		return
+		return replication.Epoch{}, false
+	}
+	return e, true
+}
+
+// beginPromotion takes an epoch that nobody had, durably, before anything else.
+// false: there is none, and nothing was done.
+func (s *stepper) beginPromotion(unfenced bool) bool {
+	e, ok := s.nextEpoch()
+	if !ok {
+		return false
 	}
 	s.follows = false
 	s.do(action{kind: doStop})
@@ -23,6 +36,7 @@ func (s *stepper) beginPromotion(unfenced bool) {
 	s.role, s.unfenced, s.waiting, s.began = RoleFencing, unfenced, "", s.now()
 	s.do(action{kind: doFence})
 	s.tell(replication.EventRoleChanged, string(RoleFencing))
+	return true
 }
 
 // fenceAck is the answer to doFence. With it, what the other has more is fetched,
@@ -74,13 +88,19 @@ func (s *stepper) standAlone() {
 }
 
 // raise withdraws the standby's admission: a new epoch begins, so that nothing
-// that was said in the old one can give it back.
-func (s *stepper) raise(solo bool) {
-	s.stored.begin(replication.Epoch{Number: s.stored.Epoch.Number + 1, Owner: s.self}, s.ev.log.last.Position+1)
+// that was said in the old one can give it back. false: no number is left, and the
+// old one goes on.
+func (s *stepper) raise(solo bool) bool {
+	e, ok := s.nextEpoch()
+	if !ok {
+		return false
+	}
+	s.stored.begin(e, s.ev.log.last.Position+1)
 	s.stored.Solo = s.stored.Solo || solo
 	s.save()
 	s.standAlone()
 	s.do(action{kind: doLead})
+	return true
 }
 
 // watchStandby lets a primary go on without a standby that is away (semi_sync
@@ -91,8 +111,9 @@ func (s *stepper) watchStandby() {
 	}
 	switch {
 	case s.stored.PeerAdmitted && s.mode == replication.SyncSemi && !s.consistency:
-		s.raise(false)
-		s.tell(replication.EventDegraded, "no standby: writes are acknowledged alone")
+		if s.raise(false) {
+			s.tell(replication.EventDegraded, "no standby: writes are acknowledged alone")
+		}
 	case !s.stored.PeerAdmitted && !s.alone && (s.mode == replication.SyncSemi || s.stored.Solo):
 		s.alone = true
 	}
@@ -105,7 +126,7 @@ func (s *stepper) heartbeatAck() {
 		return
 	}
 	s.meet()
-	if s.role != RolePrimary || s.refused != "" || !s.mayBeMet(p) || !s.ev.follows {
+	if s.role != RolePrimary || s.refused != "" || !s.mayBeMet(&p) || !s.ev.follows {
 		return
 	}
 	s.contact = s.now()
@@ -151,7 +172,10 @@ func (s *stepper) admit() {
 // or what it would be: what it said that it had counts for nothing any more.
 func (s *stepper) snapshotAsked() {
 	if admitted := s.stored.PeerAdmitted; s.role == RolePrimary && (admitted || s.ack != walstream.Ack{}) {
-		s.raise(false)
+		if !s.raise(false) {
+			s.do(action{kind: doReply})
+			return
+		}
 		if admitted {
 			s.tell(replication.EventDegraded, "the standby is being rebuilt")
 		}
@@ -200,8 +224,9 @@ func (s *stepper) promote() {
 		s.do(action{kind: doReply, detail: "it has no whole copy of the data"})
 		return
 	case s.ev.force:
-		if s.role != RoleFencing && s.role != RolePromoting {
-			s.beginPromotion(true)
+		if s.role != RoleFencing && s.role != RolePromoting && !s.beginPromotion(true) {
+			s.do(action{kind: doReply, detail: s.waiting})
+			return
 		}
 		s.unfenced = true
 	case s.role != RoleStandby || !s.follows:
@@ -213,8 +238,9 @@ func (s *stepper) promote() {
 	case s.now()-s.heard >= s.failover:
 		s.do(action{kind: doReply, detail: "the primary does not answer"})
 		return
-	default:
-		s.beginPromotion(true)
+	case !s.beginPromotion(true):
+		s.do(action{kind: doReply, detail: s.waiting})
+		return
 	}
 	s.do(action{kind: doReply, granted: true})
 }
@@ -223,7 +249,10 @@ func (s *stepper) promote() {
 func (s *stepper) goSolo() {
 	switch {
 	case s.role == RolePrimary:
-		s.raise(true)
+		if !s.raise(true) {
+			s.do(action{kind: doReply, detail: s.waiting})
+			return
+		}
 		s.tell(replication.EventDegraded, "solo")
 	case s.stored.Rebuilding:
 		s.do(action{kind: doReply, detail: "it has no whole copy of the data"})
@@ -237,11 +266,11 @@ func (s *stepper) goSolo() {
 			return
 		}
 	default:
-		s.solo = true
-		if s.role != RoleFencing && s.role != RolePromoting {
-			s.beginPromotion(true)
+		if s.role != RoleFencing && s.role != RolePromoting && !s.beginPromotion(true) {
+			s.do(action{kind: doReply, detail: s.waiting})
+			return
 		}
-		s.unfenced = true
+		s.solo, s.unfenced = true, true
 	}
 	s.do(action{kind: doReply, granted: true})
 }

@@ -65,3 +65,55 @@ func TestARefusalEnds(t *testing.T) {
 	m, _ = m.step(event{kind: evTick, now: at(119 * time.Second)})
 	require.Equal(t, RoleFencing, m.role, "it is there no more")
 }
+
+// Where no epoch number is left nothing begins that needs one, and nothing is saved
+// that the next start would refuse: a primary does not go on alone, no standby is
+// rebuilt or promoted, and whoever asks for it hears why.
+func TestNoEpochNumberIsLeft(t *testing.T) {
+	last := ep(maxEpochNumber-1, "a")
+	primary := func(m *machine) {
+		m.mode, m.role, m.contact = replication.SyncSemi, RolePrimary, 100*time.Second
+		m.stored = with(last, func(s *Stored) { s.PeerAdmitted = true })
+	}
+	standby := func(m *machine) {
+		m.role, m.follows, m.answered = RoleStandby, true, 100*time.Second
+		m.stored = with(ep(maxEpochNumber-1, "b"), func(s *Stored) { s.Admitted = true })
+		m.peer, m.peerKnown = *peerB(m.stored, RolePrimary), true
+	}
+	for name, c := range map[string]struct {
+		node func(*machine)
+		ev   event
+		asks bool
+	}{
+		"degrade":       {primary, event{kind: evTick, now: at(200 * time.Second)}, false},
+		"solo":          {primary, event{kind: evSolo, now: at(101 * time.Second)}, true},
+		"snapshot":      {primary, event{kind: evSnapshotAsked, now: at(101 * time.Second)}, true},
+		"failover":      {standby, event{kind: evTick, now: at(200 * time.Second)}, false},
+		"promote":       {standby, event{kind: evPromote, now: at(101 * time.Second)}, true},
+		"force":         {standby, event{kind: evPromote, force: true, now: at(101 * time.Second)}, true},
+		"standby, solo": {standby, event{kind: evSolo, now: at(101 * time.Second)}, true},
+	} {
+		m := starter(c.node)
+		c.ev.log = leaderLog
+		next, actions := m.step(c.ev)
+		require.Equal(t, m.stored, next.stored, name)
+		require.Equal(t, m.role, next.role, name)
+		require.False(t, has(actions, doSave) || has(actions, doStop) || next.alone || next.solo, name)
+		require.Contains(t, next.waiting, "no epoch number", name)
+		if c.asks {
+			require.False(t, actions[len(actions)-1].granted, name)
+			require.Equal(t, doReply, actions[len(actions)-1].kind, name)
+		}
+	}
+	m := starter(primary) // one below goes on as ever, and is the last
+	m.stored = with(ep(maxEpochNumber-2, "a"), nil)
+	m, _ = m.step(event{kind: evSolo, now: at(101 * time.Second), log: leaderLog})
+	require.Equal(t, last, m.stored.Epoch)
+	require.NoError(t, checkEpochs(m.stored.Epoch, m.stored.Epochs))
+
+	// The number of a stranger's history says nothing.
+	m = starter(standby)
+	m.stored, m.peer.History, m.peer.Epoch = with(ep(2, "b"), func(s *Stored) { s.Admitted = true }), "another", ep(maxEpochNumber-1, "b")
+	m, _ = m.step(event{kind: evTick, now: at(200 * time.Second), log: leaderLog})
+	require.Equal(t, ep(3, "a"), m.stored.Epoch)
+}

@@ -200,7 +200,7 @@ func (m *machine) owns() bool { return m.stored.Epoch.Owner == m.self && !m.stor
 func (s *stepper) silent() bool { return s.now()-max(s.heard, s.started) >= s.failover }
 
 // mayBeMet: the peer belongs to the same history, or one of both has none yet.
-func (m *machine) mayBeMet(p Peer) bool {
+func (m *machine) mayBeMet(p *Peer) bool {
 	return p.History == m.stored.History || p.History == "" || m.stored.History == ""
 }
 
@@ -228,7 +228,7 @@ func (s *stepper) meet() {
 	}
 	s.refused = ""
 	s.peer, s.peerKnown, s.heard = p, true, s.now()
-	if !s.mayBeMet(p) {
+	if !s.mayBeMet(&p) {
 		s.waiting = "foreign history: the peer's data is of another history; discard one side"
 		return
 	}

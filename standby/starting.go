@@ -28,7 +28,7 @@ func (s *stepper) decide() decision {
 	switch {
 	case s.refused != "":
 		return wait(s.refused)
-	case s.peerKnown && !s.mayBeMet(*p):
+	case s.peerKnown && !s.mayBeMet(p):
 		return wait(s.waiting)
 	case s.stored.History == "" || s.stored.Rebuilding:
 		return s.decideEmpty()

@@ -29,7 +29,8 @@ const (
 )
 
 // maxEpochs bounds an epoch list; older epochs than these are forgotten, and a
-// node that knows none of them any more is rebuilt.
+// node that knows none of them any more is rebuilt, with all it has put aside. Only
+// epochs with entries count.
 const maxEpochs = 128
 
 // EpochStart says at which position an epoch begins.
@@ -67,12 +68,18 @@ func (s *Stored) promise(e replication.Epoch) {
 }
 
 // begin notes that an epoch of this node's own begins at a position, where its log
-// ends. Epochs said to begin above it are dropped, as this log has no entry of
-// them: a power failure took those, or it had not got as far as its primary.
+// ends. Epochs said to begin there or above are dropped, as this log has no entry of
+// them: nobody wrote in them, a power failure took what was written, or this node
+// had not got as far as its primary. So restarts alone do not fill the list. The
+// first epoch stays: two logs of a history have it in common.
 func (s *Stored) begin(e replication.Epoch, start uint64) {
 	s.Epoch = e
 	s.Promoting, s.Admitted, s.PeerAdmitted = false, false, false
-	reached := slices.DeleteFunc(slices.Clone(s.Epochs), func(x EpochStart) bool { return x.Start > start })
+	first := s.Epochs[:min(len(s.Epochs), 1)]
+	reached := slices.DeleteFunc(slices.Clone(s.Epochs), func(x EpochStart) bool { return x.Start >= start })
+	if len(reached) == 0 && len(first) > 0 && first[0].Start == start {
+		reached = slices.Clone(first)
+	}
 	s.Epochs = append(reached, EpochStart{e, start})
 	if n := len(s.Epochs); n > maxEpochs {
 		s.Epochs = s.Epochs[n-maxEpochs:]
