@@ -53,5 +53,46 @@ func TestAppendJSON(t *testing.T) {
 				require.Equal(t, "before"+string(want), string(got))
 			}
 		}
+		if sent, err := request.AppendJSON(nil); err == nil {
+			sameApplyRequest(t, sent)
+		}
 	})
+}
+
+// sameApplyRequest: a request is decided and decoded as encoding/json has it.
+func sameApplyRequest(t require.TestingT, data []byte) {
+	type fields replication.ApplyRequest // without the method
+	for _, into := range []replication.ApplyRequest{{}, {TimeoutMS: 5, Hops: 6}, {Commands: []*replication.Command{{Type: 3, RequestID: "r"}}}} {
+		want, got := fields(into), into
+		want.Commands, got.Commands = nil, nil
+		for _, c := range into.Commands {
+			one, other := *c, *c
+			want.Commands, got.Commands = append(want.Commands, &one), append(got.Commands, &other)
+		}
+		wantErr := json.Unmarshal(data, &want)
+		err := got.UnmarshalJSON(data)
+		require.Equal(t, wantErr == nil, err == nil, "%s: %v, %v", data, wantErr, err)
+		if err == nil {
+			require.Equal(t, replication.ApplyRequest(want), got, "%s", data)
+		}
+	}
+}
+
+var applyRequests = []string{`{}`, `null`, ``, `[]`, `{"Commands":[],"TimeoutMS":1,"Hops":2}`, `{"Commands":null,"TimeoutMS":1,"Hops":2}`, `{"Commands":[null]}`,
+	`{"Commands":[{"Type":16,"Data":"YWJj","Timestamp":"2024-05-01T10:00:00Z","RequestID":"a\u0062"},{}],"TimeoutMS":60000,"Hops":1}`, `{"TimeoutMS":-1,"Hops":-2}`,
+	`{"TimeoutMS":1.0}`, `{"TimeoutMS":1e3}`, `{"TimeoutMS":9223372036854775807}`, `{"TimeoutMS":9223372036854775808}`, `{"Hops":"1"}`, `{"Hops":1,"Hops":2}`, `{"hops":1}`,
+	`{"Hops":null}`, `{"Commands":[{"Type":1}],"Commands":[{"Data":"YQ=="}]}`, `{"Commands":[{"Type":1},]}`, `{"Hops":1}x`, `{"Hops":1,}`, `{"Other":1}`, `{"Commands":[{"Data":null}]}`,
+	`{"Commands":[{"Data":"Y"}]}`, `{"Commands":[{"Data":""}]}`, `{"Commands":{}}`}
+
+func TestApplyRequestIsReadAsByEncodingJSON(t *testing.T) {
+	for _, data := range applyRequests {
+		sameApplyRequest(t, []byte(data))
+	}
+}
+
+func FuzzApplyRequest(f *testing.F) {
+	for _, data := range applyRequests {
+		f.Add([]byte(data))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) { sameApplyRequest(t, data) })
 }

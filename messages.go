@@ -231,6 +231,20 @@ type ApplyRequest struct {
 	Hops      int
 }
 
+// UnmarshalJSON does what encoding/json does, which has the word on all but the
+// plain form.
+func (r *ApplyRequest) UnmarshalJSON(data []byte) error {
+	if r.Commands == nil {
+		plain, in := *r, plainReader{data: data}
+		if in.applyRequest(&plain); in.done() {
+			*r = plain
+			return nil
+		}
+	}
+	type fields ApplyRequest
+	return json.Unmarshal(data, (*fields)(r))
+}
+
 // ApplyResponse is the payload of code 20: the position of the write.
 type ApplyResponse struct{ Index uint64 }
 

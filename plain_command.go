@@ -313,6 +313,42 @@ func (r *plainReader) command(c *Command, scratch []byte) {
 	}
 }
 
+// applyRequest reads an ApplyRequest into r, which has no commands yet.
+func (r *plainReader) applyRequest(a *ApplyRequest) {
+	var commands, timeout, hops bool
+	r.expect('{')
+	for i := 0; r.more('}', i); i++ {
+		switch string(r.key()) {
+		case "Commands":
+			r.once(&commands)
+			a.Commands = []*Command{}
+			r.expect('[')
+			for n := 0; r.more(']', n); n++ {
+				c := new(Command)
+				r.command(c, nil)
+				a.Commands = append(a.Commands, c)
+			}
+		case "TimeoutMS":
+			r.once(&timeout)
+			a.TimeoutMS = r.integer()
+		case "Hops":
+			r.once(&hops)
+			n := r.integer()
+			a.Hops = int(n)
+			r.odd = r.odd || int64(a.Hops) != n
+		default:
+			r.odd = true
+		}
+	}
+}
+
+func (r *plainReader) integer() int64 {
+	r.peek()
+	n, ok := r.number().(int64)
+	r.odd = r.odd || !ok
+	return n
+}
+
 // byte reads a number of a byte.
 func (r *plainReader) byte() byte {
 	r.peek()

@@ -2,7 +2,6 @@ package forward
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -50,7 +49,7 @@ func Send(ctx context.Context, to string, cmds []*replication.Command, hops int,
 // for the write.
 func Serve(ctx context.Context, payload []byte, write func(ctx context.Context, cmds []*replication.Command, hops int) (uint64, error)) (*replication.ApplyResponse, error) {
 	var r replication.ApplyRequest
-	if err := json.Unmarshal(payload, &r); err != nil {
+	if err := r.UnmarshalJSON(payload); err != nil { // directly, as json.Unmarshal would go over it once more
 		return nil, fmt.Errorf("%w: %v", replication.ErrInvalidCommand, err)
 	}
 	if r.TimeoutMS <= 0 || r.TimeoutMS > maxTime.Milliseconds() || r.Hops < 1 {
