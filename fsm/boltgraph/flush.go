@@ -108,7 +108,7 @@ func (s *Store) Flush() error {
 func (t *table) write(btx *bbolt.Tx) error {
 	for i, root := range t.roots {
 		b := btx.Bucket(bucketNames[i])
-		file := b.Cursor()
+		file := remover{cursor: b.Cursor()}
 		for c := root.seek(nil); ; c.advance() {
 			k, v := c.item()
 			if k == nil {
@@ -117,8 +117,8 @@ func (t *table) write(btx *bbolt.Tx) error {
 			var err error
 			if v != nil {
 				err = b.Put(k, v)
-			} else if found, _ := file.Seek(k); bytes.Equal(found, k) { // most never reached the file
-				err = file.Delete()
+			} else {
+				err = file.remove(k)
 			}
 			if err != nil {
 				return err
@@ -126,6 +126,29 @@ func (t *table) write(btx *bbolt.Tx) error {
 		}
 	}
 	return btx.Bucket(bucketState).Put(keyState, t.state.encode())
+}
+
+// remover deletes keys, in order, of which most never reached the file: rows that
+// came and went between two flushes, many beside each other.
+type remover struct {
+	cursor *bbolt.Cursor
+	sought bool   // next is set
+	next   []byte // what the file has first, not below the last key that was sought; nil: nothing
+}
+
+// remove deletes a key that is not below the one before. Other keys may have been
+// put since.
+func (r *remover) remove(key []byte) error {
+	if r.sought && (r.next == nil || bytes.Compare(key, r.next) < 0) {
+		return nil // it is not there
+	}
+	found, _ := r.cursor.Seek(key)
+	if bytes.Equal(found, key) {
+		r.sought = false
+		return r.cursor.Delete()
+	}
+	r.sought, r.next = true, bytes.Clone(found)
+	return nil
 }
 
 // clean: the file has everything.

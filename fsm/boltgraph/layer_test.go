@@ -159,6 +159,43 @@ func TestBucketShowsTheNewestOfThreeLayers(t *testing.T) {
 	})
 }
 
+// TestFlushedLayers: a file has what the layers that were written to it say, one
+// after the other, whatever was there of what they delete.
+func TestFlushedLayers(t *testing.T) {
+	db, err := bbolt.Open(filepath.Join(t.TempDir(), "b.db"), 0o600, &bbolt.Options{NoSync: true})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	rapid.Check(t, func(t *rapid.T) {
+		btx, err := db.Begin(true)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, btx.Rollback()) }()
+		require.NoError(t, createBuckets(btx))
+		model := map[string]string{}
+		for i := range rapid.IntRange(1, 4).Draw(t, "layers") {
+			e := new(layerEdit)
+			for range rapid.IntRange(0, 200).Draw(t, "puts") {
+				k, v := fmt.Sprintf("%03d", rapid.IntRange(0, 300).Draw(t, "key")), fmt.Sprint(i)
+				if rapid.IntRange(0, 3).Draw(t, "delete") > 0 {
+					e.put([]byte(k), nil)
+					delete(model, k)
+				} else {
+					e.put([]byte(k), []byte(v))
+					model[k] = v
+				}
+			}
+			layers := new(table)
+			layers.roots[rowsBucket] = e.root
+			require.NoError(t, layers.write(btx))
+		}
+		got := map[string]string{}
+		require.NoError(t, btx.Bucket(bucketNames[rowsBucket]).ForEach(func(k, v []byte) error {
+			got[string(k)] = string(v)
+			return nil
+		}))
+		require.Equal(t, model, got)
+	})
+}
+
 func TestSortedLabels(t *testing.T) {
 	for want, lists := range map[bool][][]string{
 		true:  {nil, {"A"}, {""}, {"A", "B"}, {"A", "AB", "B"}},

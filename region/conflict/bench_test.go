@@ -16,7 +16,8 @@ func (sink) SetProperty(replication.NodeID, string, interface{}) error { return 
 
 // BenchmarkRemoteSetProperty merges writes of region eu in region asia: decoded
 // from the wire form, merged, materialised into a Storage that does nothing,
-// rows written, and settled when region us-east's marks say so.
+// rows written, and settled when region us-east's marks say so. A transaction has
+// 256 entries, as a proposal of a stream does.
 func BenchmarkRemoteSetProperty(b *testing.B) {
 	defer debug.SetGCPercent(debug.SetGCPercent(100)) // as usual: TestMain has changed it
 	settings := Settings{Regions: []string{"asia", "eu", "us-east"}, Strategy: LastWriteWins}
@@ -36,6 +37,7 @@ func BenchmarkRemoteSetProperty(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	c.Hold()
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := range b.N {
@@ -49,6 +51,9 @@ func BenchmarkRemoteSetProperty(b *testing.B) {
 			mark.Dot.Pos++
 			mark.Time++
 			_, err = c.Remote(1<<24, &mark)
+		}
+		if err == nil && i%256 == 255 {
+			err = c.Save()
 		}
 		if err != nil {
 			b.Fatal(err)

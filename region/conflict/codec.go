@@ -174,7 +174,7 @@ func (r *reader) room(n int) []version {
 }
 
 // slabVersions is how many versions are made at once.
-const slabVersions = 8
+const slabVersions = 4
 
 func (r *reader) birth() (b birth) {
 	if b.dots = r.vector(); b.known() {

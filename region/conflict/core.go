@@ -23,6 +23,7 @@ type Core struct {
 
 	blocks    map[blockID]*queueBlock // of the queues
 	lastBlock *queueBlock             // the one that was asked for last; nil: none
+	changed   []*queueBlock           // room for those that are to be written
 	key, row  writer                  // room for a key and a row
 	room      []byte                  // and for a node's values
 

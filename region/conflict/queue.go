@@ -157,17 +157,19 @@ func (c *Core) enqueue(d Dot, keys ...[]byte) error {
 	return nil
 }
 
+// maxBlocks bounds the blocks that are kept when they are written.
+const maxBlocks = 16
+
 // saveBlocks writes the blocks that have changed, in order.
 func (c *Core) saveBlocks() error {
-	changed := make([]*queueBlock, 0, len(c.blocks))
+	changed := c.changed[:0]
 	for _, b := range c.blocks {
 		if b.dirty && (b.stored || len(b.data) > 0) {
 			changed = append(changed, b)
 		}
 	}
+	c.changed = changed
 	slices.SortFunc(changed, func(a, b *queueBlock) int { return a.id.compare(b.id) })
-	clear(c.blocks)
-	c.lastBlock = nil
 	for _, b := range changed {
 		row := b.data
 		if len(row) == 0 {
@@ -176,6 +178,11 @@ func (c *Core) saveBlocks() error {
 		if err := c.store.SetMeta(b.id.row(), row); err != nil {
 			return err
 		}
+		b.dirty, b.stored = false, row != nil
+	}
+	if clear(changed); len(c.blocks) > maxBlocks {
+		clear(c.blocks)
+		c.lastBlock = nil
 	}
 	return nil
 }

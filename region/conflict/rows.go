@@ -145,8 +145,8 @@ func (h *header) encode() []byte {
 
 func decodeHeader(b []byte) (h header, err error) {
 	r := newReader(b)
-	if r.byte() != headerVersion {
-		r.fail()
+	if v := r.byte(); v != headerVersion {
+		return h, fmt.Errorf("%w: header of format version %d, this program knows %d", ErrDamagedRow, v, headerVersion)
 	}
 	n := int(r.byte())
 	for i := 0; i < n && r.err == nil; i++ {
