@@ -99,7 +99,10 @@ func TestSettleWholeWrite(t *testing.T) {
 		for i := range head.seen {
 			head.seen[i] = vector.Draw(t, "seen")
 		}
-		head.applied = vector.Draw(t, "applied")
+		if head.applied = vector.Draw(t, "applied"); rapid.Bool().Draw(t, "in step") {
+			head.applied = Vector{3, 3, 3}
+			head.seen = [MaxRegions]Vector{head.applied, head.applied, head.applied}
+		}
 		cut := head.cut()
 		settle := func(load bool) (*memStore, header, Dot, bool) {
 			store := newStore()
