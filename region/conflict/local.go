@@ -49,10 +49,21 @@ func (l *local) node(id replication.NodeID) (*node, bool, error) {
 func (l *local) existing(id replication.NodeID) (*node, error) {
 	n, shown, err := l.node(id)
 	if err == nil && !shown {
-		err = fmt.Errorf("node %q: %w", id, replication.ErrNotFound)
+		err = &missingNode{id}
 	}
 	return n, err
 }
+
+// missingNode is ErrNotFound of a node. Its text is made when it is asked for: a
+// PutNode finds out by it that it is to create the node.
+type missingNode struct{ id replication.NodeID }
+
+func (m *missingNode) Error() string {
+	return fmt.Sprintf("node %q: %v", m.id, replication.ErrNotFound)
+}
+
+// Unwrap makes errors.Is(err, replication.ErrNotFound) true.
+func (m *missingNode) Unwrap() error { return replication.ErrNotFound }
 
 func (l *local) CreateNode(node *replication.Node) error {
 	n, shown, err := l.node(node.ID)
