@@ -42,7 +42,9 @@ var modelConfigs = []modelConfig{
 // leaves nothing out.
 var (
 	wide   = bounds{messages: 4, writes: 3, crashes: 2, leads: 2}
-	narrow = bounds{messages: 1, writes: 1, crashes: 1, leads: 1}
+	narrow = bounds{messages: 1, writes: 1, crashes: 1, leads: 1, wipes: 1}
+	// Random schedules have messages that come twice, and a disk that is gone.
+	random = bounds{messages: 4, writes: 3, crashes: 3, leads: 3, copies: 3, wipes: 1}
 )
 
 // newWorld is a pair that has been running: a is primary, b follows.
@@ -84,6 +86,9 @@ func (w *world) moves() []move {
 		}
 		if w.crashes < w.bounds.crashes {
 			add("crash "+id, func(w *world) { w.crash(i, 0) })
+			if w.wipes < w.bounds.wipes && w.spare(i) {
+				add("crash and wipe "+id, func(w *world) { w.wipe(i) })
+			}
 			if len(n.wal) > n.durable {
 				add("crash after the write of "+id, func(w *world) { w.crash(i, len(w.nodes[i].wal)) })
 			}
@@ -108,7 +113,7 @@ func (w *world) moves() []move {
 		if w.leads < w.bounds.leads && n.m.role == RoleStandby && n.m.stored.Admitted {
 			add("promote "+id, func(w *world) { w.operate(i, event{kind: evPromote}) })
 		}
-		if w.leads < w.bounds.leads && w.words > 0 {
+		if w.leads < w.bounds.leads && w.words > 0 && n.stored.History != "" {
 			add("force "+id, func(w *world) { w.words--; w.operate(i, event{kind: evPromote, force: true}) })
 			add("solo "+id, func(w *world) { w.words--; w.operate(i, event{kind: evSolo}) })
 		}
@@ -116,6 +121,9 @@ func (w *world) moves() []move {
 	for k, m := range w.msgs {
 		name := fmt.Sprintf("%d from %s", m.kind, modelIDs[m.from])
 		add("deliver "+name, func(w *world) { w.deliver(k, -1) })
+		if w.copies < w.bounds.copies && len(w.msgs) < w.bounds.messages && !m.once() {
+			add("copy "+name, func(w *world) { w.copy(k) })
+		}
 		add("lose "+name, func(w *world) { w.msgs = append(w.msgs[:k:k], w.msgs[k+1:]...) })
 		if w.crashes < w.bounds.crashes && (m.kind == stateKind || m.kind == fenceKind || m.kind == fenceAckKind || m.kind == snapshotKind) {
 			for limit := 1; limit < 6; limit++ {
@@ -205,7 +213,7 @@ func wander(w *world, rng *rand.Rand, steps int) []string {
 	for range steps {
 		moves := w.moves()
 		mv := moves[rng.IntN(len(moves))]
-		if strings.HasPrefix(mv.name, "crash") || strings.HasPrefix(mv.name, "lose") || strings.Contains(mv.name, "and crash") {
+		if strings.HasPrefix(mv.name, "crash") || strings.HasPrefix(mv.name, "lose") || strings.HasPrefix(mv.name, "copy") || strings.Contains(mv.name, "and crash") {
 			if rng.IntN(4) != 0 {
 				continue
 			}
@@ -249,7 +257,7 @@ func TestInvariantsHoldEverywhere(t *testing.T) {
 			}
 			for seed := range schedules {
 				w := newWorld(c)
-				w.words = seed % 3
+				w.bounds, w.words = random, seed%3
 				trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 7)), 120)
 				require.Empty(t, trace, "seed %d\n%s", seed, strings.Join(trace, "\n"))
 			}
@@ -287,17 +295,35 @@ func heal(w *world) {
 	}
 }
 
+// obey does what a node asks its operator for, where the owner of its epoch has lost
+// its disk. The node has everything (see spare), so nothing may be lost by that.
+func obey(w *world) (asked bool) {
+	for i := range w.nodes {
+		if n := &w.nodes[i]; w.wipes > 0 && n.m.role != RolePrimary && strings.Contains(n.m.waiting, "with force") {
+			w.event(i, event{kind: evPromote, force: true}, nil, -1)
+			return true
+		}
+	}
+	return false
+}
+
 // After faults end there is one primary with an admitted standby that has its
-// whole log, or both nodes say what they wait for.
+// whole log; where a disk was lost, at the latest when the operator has done what a
+// node asks for.
 func TestPairHeals(t *testing.T) {
 	_, schedules := budget()
-	stuck := 0
+	stuck, wiped, asked := 0, 0, 0
 	for _, c := range modelConfigs {
 		for seed := range schedules / 4 {
 			w := newWorld(c)
-			w.words = seed % 3
+			w.bounds, w.words = random, seed%3
 			trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 9)), 60)
 			if w.bad == "" {
+				heal(w)
+			}
+			wiped += w.wipes
+			if w.bad == "" && obey(w) {
+				asked++
 				heal(w)
 			}
 			require.Empty(t, w.bad, strings.Join(trace, "\n"))
@@ -316,12 +342,15 @@ func TestPairHeals(t *testing.T) {
 			require.Len(t, a.storage, len(a.wal), "everything is applied in the end")
 		}
 	}
-	require.Zero(t, stuck, "no disk was lost, so no operator is needed")
+	require.Zero(t, stuck)
+	require.Greater(t, wiped, schedules/10)
+	require.Positive(t, asked)
+	t.Logf("%d disks were lost, %d times an operator was needed", wiped, asked)
 }
 
 // Each rule is needed: without it the exploration finds a violation.
 func TestMutantsAreCaught(t *testing.T) {
-	for _, mu := range []mutant{mutantUnadmitted, mutantStoredRole, mutantReusedEpoch, mutantAckReceived, mutantCutFirst, mutantLeaseAtFirst} {
+	for _, mu := range []mutant{mutantUnadmitted, mutantStoredRole, mutantReusedEpoch, mutantAckReceived, mutantCutFirst, mutantLeaseAtFirst, mutantEmptyFounds} {
 		t.Run(string(mu), func(t *testing.T) { caught(t, modelConfigs, 100_000, mu) })
 	}
 }
@@ -331,7 +360,9 @@ func caught(t *testing.T, configs []modelConfig, seeds int, mutants ...mutant) (
 	t.Helper()
 	for seed := range seeds {
 		for _, c := range configs {
-			if trace := wander(newWorld(c, mutants...), rand.New(rand.NewPCG(uint64(seed), 7)), 120); trace != nil {
+			w := newWorld(c, mutants...)
+			w.bounds = random
+			if trace := wander(w, rand.New(rand.NewPCG(uint64(seed), 7)), 120); trace != nil {
 				t.Logf("%s, seed %d, %d moves: %s", c, seed, len(trace)-1, trace[len(trace)-1])
 				return seed
 			}

@@ -72,7 +72,7 @@ func (w *world) acknowledge(i int, e modelEntry) {
 		w.violate("%s acknowledges write %d while %s accepts writes", n.m.self, e.id, o.m.self)
 	}
 	if n.m.mode == replication.SyncFull && !n.m.alone {
-		if !slices.Contains(o.wal[:o.durable], e) {
+		if !slices.Contains(o.wal[:o.durable], e) && !slices.Contains(o.lost, e) {
 			w.violate("write %d is acknowledged under sync and not durable on both", e.id)
 		}
 	}

@@ -47,6 +47,7 @@ func (w *world) key() []byte {
 	}
 	peer := func(p *Peer) {
 		b = append(b, p.Role...)
+		b = append(b, p.History...)
 		ep(p.Epoch)
 		list(p.Epochs)
 		num(p.Last.Position)
@@ -61,6 +62,7 @@ func (w *world) key() []byte {
 		num(uint64(n.durable))
 		num(uint64(len(n.storage)))
 		entries(n.tail)
+		entries(n.lost)
 		if !n.up {
 			continue
 		}
@@ -114,6 +116,8 @@ func (w *world) key() []byte {
 	num(uint64(w.writes))
 	num(uint64(w.crashes))
 	num(uint64(w.leads))
+	num(uint64(w.copies))
+	num(uint64(w.wipes))
 	num(uint64(w.words))
 	flag(w.mayLose)
 	flag(w.mayFork)

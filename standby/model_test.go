@@ -8,9 +8,9 @@ import (
 	"github.com/nornicdb/replication/walstream"
 )
 
-// The model: two nodes that run the machine, a network that loses, delays and
-// reorders, disks that lose what was not synced, and clients that write. Entries
-// are numbers; everything else is the machine's.
+// The model: two nodes that run the machine, a network that loses, delays, reorders
+// and duplicates, disks that lose what was not synced, or everything, and clients
+// that write. Entries are numbers; everything else is the machine's.
 
 const (
 	failoverTicks = 3 // a lease is 2
@@ -59,12 +59,13 @@ type modelNode struct {
 	storage  []modelEntry
 	commit   uint64
 	tail     []modelEntry // put aside
+	lost     []modelEntry // with its disk, which had them durably
 	told     uint64       // where its peer stands, as far as it knows
 	wasFirst bool
 }
 
 // bounds of what is looked at.
-type bounds struct{ messages, writes, crashes, leads int }
+type bounds struct{ messages, writes, crashes, leads, copies, wipes int }
 
 // mutant breaks one rule, to show that the exploration sees it.
 type mutant string
@@ -77,6 +78,7 @@ const (
 	mutantAckReceived  mutant = "acknowledge at received under sync"
 	mutantCutFirst     mutant = "cut the tail before its file is durable"
 	mutantLeaseAtFirst mutant = "check the lease only at acceptance"
+	mutantEmptyFounds  mutant = "a node that lost its disk founds by itself"
 	// mutantStaleEpochs is not caught where the previous epoch is checked: that
 	// check is the second line behind the epoch lists.
 	mutantStaleEpochs mutant = "epochs that the log never reached stay in the list"
@@ -89,6 +91,8 @@ type world struct {
 	writes  int
 	crashes int
 	leads   int // promotions
+	copies  int // of messages, that the network made
+	wipes   int
 	words   int // forced promotions and solos that an operator may still order
 	acked   []modelEntry
 	used    []replication.Epoch // epochs somebody was primary of
@@ -238,6 +242,8 @@ func (w *world) perform(i int, a action, reply *message) {
 		w.send(message{kind: snapshotAskKind, from: i, life: n.life})
 	case doCommit:
 		n.commit = a.position
+	case doFound:
+		w.violate("%s is empty and becomes primary", n.m.self)
 	}
 }
 
@@ -323,6 +329,9 @@ func (w *world) restart(i int) {
 	n := &w.nodes[i]
 	n.up = true
 	n.m = machine{rules: n.m.rules, stored: n.stored, role: RoleStarting, started: w.instant().boot, heard: w.instant().boot}
+	if w.has(mutantEmptyFounds) && n.stored.History == "" {
+		n.m.solo = true
+	}
 	if w.has(mutantStoredRole) && n.wasFirst && n.stored.Epoch.Owner == n.m.self {
 		n.m.role = RolePrimary
 		n.m.alone = n.m.mode != replication.SyncFull
