@@ -165,6 +165,11 @@ func lostOrKept(kept *int) func(*th.Cluster, []th.Operation) error {
 
 func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
 	t.Parallel()
+	runChaosOn(t, pairConfig, schedules, faults...)
+}
+
+func runChaosOn(t *testing.T, config func(pairMode) th.ClusterConfig, schedules int, faults ...th.FaultKind) {
+	t.Helper()
 	if testing.Short() {
 		schedules = (schedules + 9) / 10
 	}
@@ -179,7 +184,7 @@ func runChaos(t *testing.T, schedules int, faults ...th.FaultKind) {
 			var total chaosTotal
 			start := time.Now()
 			for i := range schedules {
-				synctest.Test(t, func(t *testing.T) { total.run(t, mode, *chaosSeed+uint64(i), faults) })
+				synctest.Test(t, func(t *testing.T) { total.run(t, config(mode), mode, *chaosSeed+uint64(i), faults) })
 				if t.Failed() {
 					return
 				}
@@ -201,10 +206,10 @@ type chaosTotal struct {
 }
 
 // run runs a schedule with the checks that its mode, and its faults, leave.
-func (total *chaosTotal) run(t *testing.T, mode pairMode, seed uint64, faults []th.FaultKind) {
+func (total *chaosTotal) run(t *testing.T, cluster th.ClusterConfig, mode pairMode, seed uint64, faults []th.FaultKind) {
 	overruled := slices.Contains(faults, th.FaultOverrule)
 	lossless := mode.lossless() && !overruled
-	x := th.Chaos{Cluster: pairConfig(mode), Seed: seed, Faults: faults, Recovery: time.Minute,
+	x := th.Chaos{Cluster: cluster, Seed: seed, Faults: faults, Recovery: time.Minute,
 		Except: th.Exceptions{Terms: true, Loss: !lossless}, Pictures: "testdata/pictures",
 		Prepare: func(c *th.Cluster) error { return waitAdmitted(c, time.Minute) },
 		Repair:  operator(overruled || slices.Contains(faults, th.FaultWipe), &total.asked)}
@@ -249,6 +254,17 @@ func TestChaos_HAStandby_Overruled(t *testing.T) {
 func TestChaos_HAStandby_Everything(t *testing.T) {
 	runChaos(t, 40, th.FaultLoss, th.FaultLatency, th.FaultDrops, th.FaultCorruption, th.FaultDuplication, th.FaultReordering,
 		th.FaultPartition, th.FaultCrash, th.FaultPause, th.FaultDisk, th.FaultFull, th.FaultByzantine, th.FaultOperator, th.FaultClock)
+}
+
+// A crash takes back what a node's storage has not flushed; it is applied again from
+// the log.
+func TestChaos_HAStandby_DeferringStorages(t *testing.T) {
+	t.Parallel()
+	runChaosOn(t, func(mode pairMode) th.ClusterConfig {
+		cfg := pairConfig(mode)
+		cfg.Deferring = true
+		return cfg
+	}, 20, th.FaultCrash, th.FaultPartition, th.FaultPause)
 }
 
 // TestChaosChecksSeeLoss: the checks that sync passes fail for async, whose writes

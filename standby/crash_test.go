@@ -47,7 +47,9 @@ func TestCrashAtEveryWrite(t *testing.T) {
 // crashAt runs the story with one crash, of a node that has lost its disk before,
 // where it is wiped; false: it was over before.
 func crashAt(t *testing.T, mode pairMode, victim int, wiped bool, write int, kept *int) (crashed bool) {
-	c := th.NewCluster(t, pairConfig(mode))
+	cfg := pairConfig(mode)
+	cfg.Deferring = true // what was applied can be gone, and is applied again
+	c := th.NewCluster(t, cfg)
 	h := th.NewHistory("crash")
 	v := c.Members[victim]
 	if !wiped {

@@ -216,6 +216,9 @@ func (n *Node) found(s Stored) error {
 	if err := n.applier.Found(replication.Identity{History: s.History, Base: s.Base.Position}); err != nil {
 		return err
 	}
+	if err := n.flush(); err != nil {
+		return err
+	}
 	n.rt.Logger.Info("history founded", "history", s.History, "base", s.Base.Position)
 	return n.log.Reset(s.Base)
 }
@@ -274,6 +277,10 @@ const maxRetainBytes = 1 << 30
 
 func (n *Node) compact() {
 	applied := n.applier.Position() // before kept is asked: a snapshot that begins after it stands no lower
+	if err := n.flush(); err != nil {
+		n.rt.Logger.Warn("the log is not compacted", "error", err)
+		return
+	}
 	m := n.view()
 	peer := m.ack.Persisted
 	if m.role == RoleStandby {

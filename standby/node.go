@@ -37,6 +37,7 @@ type Node struct {
 	nodeID    string
 	file      states
 	applier   *replication.StorageApplier
+	deferring replication.DeferringStorage // the storage, where it can
 	store     raft.LogStore
 	log       *walstream.Log
 	feed      *walstream.Feed
@@ -180,8 +181,17 @@ func (n *Node) openLocal() error {
 		return err
 	}
 	n.applier = applier
-	if stored, err = n.checkStorage(stored, err == nil); err != nil {
+	whole := err == nil
+	if stored, err = n.checkStorage(stored, whole); err != nil {
 		return err
+	}
+	if d, ok := n.storage.(replication.DeferringStorage); ok {
+		n.deferring = d
+		if whole {
+			if err := d.Defer(true); err != nil { // the log is durable, and is applied again
+				return fmt.Errorf("storage: %w", err)
+			}
+		}
 	}
 	n.feed = walstream.NewFeed(n.log, n.applier)
 	n.receiver = walstream.NewApplier(n.log, walstream.ApplierOptions{AnswerReceived: n.cfg.HA.SyncMode == replication.SyncSemi})
@@ -379,6 +389,7 @@ func (n *Node) Shutdown() error {
 		}
 	}
 	if n.applier != nil {
+		errs = append(errs, n.stopDeferring())
 		n.applier.Close()
 	}
 	errs = append(errs, closeIfCloser(n.store))
@@ -390,6 +401,27 @@ func (n *Node) Shutdown() error {
 	n.err = errors.Join(errs...)
 	close(n.done)
 	return n.err
+}
+
+// flush makes what was applied durable, where the storage defers that: before the
+// log from which it could be applied again goes.
+func (n *Node) flush() error {
+	if n.deferring == nil {
+		return nil
+	}
+	if err := n.deferring.Flush(); err != nil {
+		return fmt.Errorf("flushing the storage: %w", err)
+	}
+	return nil
+}
+
+// stopDeferring gives the storage back as it was: every write durable. One that has
+// failed is left as it is; the log has what it may lose.
+func (n *Node) stopDeferring() error {
+	if n.deferring == nil || n.applier.Failure() != nil {
+		return nil
+	}
+	return n.deferring.Defer(false)
 }
 
 // tailDir is where diverged tails are kept.

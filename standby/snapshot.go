@@ -242,6 +242,11 @@ func (n *Node) installSnapshot() (*snapshotHead, error) {
 	if p := n.applier.Position(); p != head.Mark.Position {
 		return nil, n.applier.Fail(fmt.Errorf("restored storage stands at %d, the snapshot at %d", p, head.Mark.Position))
 	}
+	if n.deferring != nil { // from now on, where it was not whole at the start
+		if err := n.deferring.Defer(true); err != nil {
+			return nil, n.applier.Fail(err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(n.ctx, diskTimeout)
 	defer cancel()
 	if err := n.log.Sync(ctx); err != nil {

@@ -87,8 +87,11 @@ func (a deferAbility) Defer(on bool) error {
 	if err := s.disk.alive(a.o.incarnation); err != nil {
 		return err
 	}
-	if !on {
+	switch {
+	case !on:
 		s.flushed = nil
+		return nil
+	case s.flushed != nil: // it does already
 		return nil
 	}
 	return s.flushLocked()
