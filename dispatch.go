@@ -10,7 +10,27 @@ import (
 const maxBatchCommands = 1 << 20
 
 // operation is one decoded call of a Storage.
-type operation func(Storage) error
+type operation interface{ run(Storage) error }
+
+type nodeOperation struct {
+	t    CommandType
+	node Node
+}
+
+type edgeOperation struct {
+	t    CommandType
+	edge Edge
+}
+
+type deleteNodeOperation struct{ id NodeID }
+
+type deleteEdgeOperation struct{ deleteEdgeData }
+
+type setPropertyOperation struct {
+	id    NodeID
+	key   string
+	value any
+}
 
 // Dispatch decodes a command in NornicDB's forms and calls the operations of
 // the Storage interface: what an embedder without a better idea makes its
@@ -23,14 +43,14 @@ func Dispatch(s Storage, cmd *Command) error {
 		if err != nil {
 			return err
 		}
-		return op(s)
+		return op.run(s)
 	}
 	ops, err := decodeBatch(cmd.Data)
 	if err != nil {
 		return err
 	}
 	for i, op := range ops {
-		if err := op(s); err != nil {
+		if err := op.run(s); err != nil {
 			if len(ops) > 1 {
 				return fmt.Errorf("operation %d of the batch: %w", i, err)
 			}
@@ -51,7 +71,7 @@ func decodeOperation(cmd *Command) (operation, error) {
 		if err := checkID("node ID", string(id)); err != nil {
 			return nil, err
 		}
-		return func(s Storage) error { return s.DeleteNode(id) }, nil
+		return deleteNodeOperation{id}, nil
 	case CmdDeleteEdge:
 		return decodeDeleteEdge(cmd.Data)
 	case CmdSetProperty:
@@ -62,29 +82,19 @@ func decodeOperation(cmd *Command) (operation, error) {
 }
 
 func decodeNodeOperation(t CommandType, data []byte) (operation, error) {
-	n := new(Node)
-	if err := n.UnmarshalJSON(data); err != nil {
+	o := &nodeOperation{t: t}
+	if err := o.node.UnmarshalJSON(data); err != nil {
 		return nil, err
 	}
-	if err := checkID("node ID", string(n.ID)); err != nil {
+	if err := checkID("node ID", string(o.node.ID)); err != nil {
 		return nil, err
 	}
-	return nodeOperation(t, n), nil
-}
-
-func nodeOperation(t CommandType, n *Node) operation {
-	switch t {
-	case CmdCreateNode:
-		return func(s Storage) error { return s.CreateNode(n) }
-	case CmdUpdateNode:
-		return func(s Storage) error { return s.UpdateNode(n) }
-	default:
-		return func(s Storage) error { return putNode(s, n) }
-	}
+	return o, nil
 }
 
 func decodeEdgeOperation(t CommandType, data []byte) (operation, error) {
-	e := new(Edge)
+	o := &edgeOperation{t: t}
+	e := &o.edge
 	if err := e.UnmarshalJSON(data); err != nil {
 		return nil, err
 	}
@@ -92,47 +102,35 @@ func decodeEdgeOperation(t CommandType, data []byte) (operation, error) {
 		checkID("end node ID", string(e.EndNode)), checkID("edge type", e.Type)); err != nil {
 		return nil, err
 	}
-	return edgeOperation(t, e), nil
-}
-
-func edgeOperation(t CommandType, e *Edge) operation {
-	switch t {
-	case CmdCreateEdge:
-		return func(s Storage) error { return s.CreateEdge(e) }
-	case CmdUpdateEdge:
-		return func(s Storage) error { return updateEdge(s, e) }
-	default:
-		return func(s Storage) error { return putEdge(s, e) }
-	}
+	return o, nil
 }
 
 func decodeDeleteEdge(data []byte) (operation, error) {
 	r := plainReader{data: data}
 	d := r.deleteEdge()
 	if !r.done() {
-		d = deleteEdgeData{}
-		if err := json.Unmarshal(data, &d); err != nil {
+		var slow deleteEdgeData
+		if err := json.Unmarshal(data, &slow); err != nil {
 			return nil, fmt.Errorf("%w: DeleteEdge: %v", ErrInvalidCommand, err)
 		}
+		d = slow
 	}
-	id := d.EdgeID
-	if id == "" {
-		id = d.ID
+	if d.EdgeID == "" {
+		d.EdgeID = d.ID
 	}
-	if id != "" {
-		return func(s Storage) error { return deleteEdgeByID(s, id) }, nil
+	if d.EdgeID == "" {
+		if err := errors.Join(checkID("start node ID", string(d.StartNode)),
+			checkID("end node ID", string(d.EndNode)), checkID("edge type", d.Type)); err != nil {
+			return nil, err
+		}
 	}
-	if err := errors.Join(checkID("start node ID", string(d.StartNode)),
-		checkID("end node ID", string(d.EndNode)), checkID("edge type", d.Type)); err != nil {
-		return nil, err
-	}
-	return func(s Storage) error { return s.DeleteEdge(d.StartNode, d.EndNode, d.Type) }, nil
+	return &deleteEdgeOperation{d}, nil
 }
 
 func decodeSetProperty(data []byte) (operation, error) {
 	r := plainReader{data: data}
 	if d, value := r.setProperty(); r.done() {
-		return setPropertyOperation(d.NodeID, d.Key, value), nil
+		return &setPropertyOperation{d.NodeID, d.Key, value}, nil
 	}
 	var d setPropertyData
 	if err := json.Unmarshal(data, &d); err != nil {
@@ -152,11 +150,7 @@ func decodeSetProperty(data []byte) (operation, error) {
 		}
 		value = v
 	}
-	return setPropertyOperation(d.NodeID, d.Key, value), nil
-}
-
-func setPropertyOperation(id NodeID, key string, value any) operation {
-	return func(s Storage) error { return s.SetProperty(id, key, value) }
+	return &setPropertyOperation{d.NodeID, d.Key, value}, nil
 }
 
 func decodeBatch(data []byte) ([]operation, error) {
@@ -197,6 +191,39 @@ func decodeBatch(data []byte) ([]operation, error) {
 	}
 	return ops, nil
 }
+
+func (o *nodeOperation) run(s Storage) error {
+	switch o.t {
+	case CmdCreateNode:
+		return s.CreateNode(&o.node)
+	case CmdUpdateNode:
+		return s.UpdateNode(&o.node)
+	default:
+		return putNode(s, &o.node)
+	}
+}
+
+func (o *edgeOperation) run(s Storage) error {
+	switch o.t {
+	case CmdCreateEdge:
+		return s.CreateEdge(&o.edge)
+	case CmdUpdateEdge:
+		return updateEdge(s, &o.edge)
+	default:
+		return putEdge(s, &o.edge)
+	}
+}
+
+func (o deleteNodeOperation) run(s Storage) error { return s.DeleteNode(o.id) }
+
+func (o *deleteEdgeOperation) run(s Storage) error {
+	if o.EdgeID != "" {
+		return deleteEdgeByID(s, o.EdgeID)
+	}
+	return s.DeleteEdge(o.StartNode, o.EndNode, o.Type)
+}
+
+func (o *setPropertyOperation) run(s Storage) error { return s.SetProperty(o.id, o.key, o.value) }
 
 func putNode(s Storage, n *Node) error {
 	err := s.UpdateNode(n)

@@ -185,6 +185,15 @@ func (r *plainReader) name() string {
 	return r.build(raw, escaped)
 }
 
+// term is str for what many commands have in common: see recentNames.
+func (r *plainReader) term() string {
+	raw, escaped := r.text()
+	if r.odd || r.check || escaped {
+		return r.build(raw, escaped)
+	}
+	return names.of(raw)
+}
+
 // build makes a string of what text returned.
 func (r *plainReader) build(raw []byte, escaped bool) string {
 	if r.odd || r.check {

@@ -71,7 +71,7 @@ func (r *plainReader) labels() []string {
 	var labels []string
 	r.expect('[')
 	for n := 0; r.more(']', n); n++ {
-		if label := r.str(); !r.check {
+		if label := r.term(); !r.check {
 			labels = append(labels, label)
 		}
 	}
@@ -93,7 +93,7 @@ func (r *plainReader) properties() map[string]any {
 	}
 	r.expect('{')
 	for n := 0; r.more('}', n); n++ {
-		key := r.str()
+		key := r.term()
 		r.expect(':')
 		v := r.value(0)
 		switch {
@@ -202,19 +202,15 @@ func (r *plainReader) items(ops []operation, count *int, t CommandType) []operat
 
 func (r *plainReader) create(t CommandType) operation {
 	if t == CmdCreateNode {
-		n := r.node()
-		if r.check {
-			return nil
+		if n := r.node(); !r.check {
+			return &nodeOperation{t, n}
 		}
-		kept := n
-		return nodeOperation(t, &kept)
-	}
-	e := r.edge()
-	if r.check {
 		return nil
 	}
-	kept := e
-	return edgeOperation(t, &kept)
+	if e := r.edge(); !r.check {
+		return &edgeOperation{t, e}
+	}
+	return nil
 }
 
 // commands reads a list of commands. What is odd in one of them is asked of
