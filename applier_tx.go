@@ -64,9 +64,15 @@ func (r *txRun) do(tx Tx) error {
 	r.identity = r.a.identity
 	r.wishes = r.a.wishes.get()
 	r.results = make([][]Result, len(r.entries))
+	groups := 0
+	for i := range r.entries {
+		groups += len(r.entries[i].Groups)
+	}
+	all := make([]Result, groups)
 	before := r.a.Position()
 	for ei, e := range r.entries {
-		r.results[ei] = make([]Result, len(e.Groups))
+		n := len(e.Groups)
+		r.results[ei], all = all[:n:n], all[n:]
 		for gi := range e.Groups {
 			res, err := r.group(tx, groupKey{ei, gi}, before)
 			if err != nil {
