@@ -93,6 +93,26 @@ type DeferringStorage interface {
 	Flush() error
 }
 
+// LargeTxStorage is a TxStorage that can change a great part of itself in one
+// transaction without holding that in memory. Multi-region mode merges the state
+// of another region so, for which Update would need as much memory as the state
+// takes.
+type LargeTxStorage interface {
+	TxStorage
+	// UpdateLarge is Update in bounded memory, whatever fn writes. It may take
+	// long and much of the disk, a copy of everything, say; readers see what was
+	// before until it is done. What it did, and everything before, is durable when
+	// it returns nil. fn does not write while it scans.
+	UpdateLarge(fn func(Tx) error) error
+}
+
+// MetaSeeker is a Meta whose scans can begin in the middle, so that a long one
+// can be made in parts.
+type MetaSeeker interface {
+	// ScanMetaFrom is ScanMeta without the keys below from.
+	ScanMetaFrom(prefix, from []byte, fn func(k, v []byte) error) error
+}
+
 // Tx is a transaction of a TxStorage.
 type Tx interface {
 	Storage

@@ -182,6 +182,22 @@ func (m *machine) restoredUpTo() uint64 {
 	return m.restored
 }
 
+// errLarge ends a transaction that runs again as a large one, with the same
+// outcome: where a Storage has them.
+var errLarge = errors.New("much is going to change")
+
+// largeBytes is what may change, about, before a transaction has to be a large
+// one. A variable only for tests.
+var largeBytes uint64 = 8 << 20
+
+// atMost ends the transaction if bytes are too much for it.
+func (t *txn) atMost(bytes uint64) error {
+	if t.mayBeLarge && bytes > largeBytes {
+		return errLarge
+	}
+	return nil
+}
+
 // errAgain ends a transaction that runs again without a command.
 var errAgain = errors.New("a command is left out")
 
@@ -189,19 +205,25 @@ var errAgain = errors.New("a command is left out")
 // when part of it is done is left out in another run, which all nodes do alike.
 func (m *machine) Update(fn func(replication.Tx) error) error {
 	rejected := make(map[int]error)
+	update := m.TxStorage.Update
+	large, canLarge := m.TxStorage.(replication.LargeTxStorage)
 	for {
 		var t *txn
-		err := m.TxStorage.Update(func(tx replication.Tx) error {
+		err := update(func(tx replication.Tx) error {
 			v, err := readView(tx)
 			if err != nil {
 				return err
 			}
-			t = &txn{Tx: tx, view: v, rejected: rejected}
+			t = &txn{Tx: tx, view: v, rejected: rejected, mayBeLarge: canLarge}
 			if err := fn(t); err != nil {
 				return err
 			}
 			return t.finish()
 		})
+		if errors.Is(err, errLarge) {
+			update, canLarge = large.UpdateLarge, false
+			continue
+		}
 		if errors.Is(err, errAgain) {
 			continue
 		}
@@ -225,6 +247,8 @@ type txn struct {
 	calls    int           // commands so far
 	rejected map[int]error // by number: what is left out, and why
 	buffer   []byte        // room for an outbox row
+	// mayBeLarge: this is no large transaction, and it can be run again as one.
+	mayBeLarge bool
 }
 
 // ApplyCommand implements replication.Storage: one entry of the region's log.

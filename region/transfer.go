@@ -14,8 +14,9 @@ import (
 
 // staged names the transfer from a region whose rows are staged.
 type staged struct {
-	ID   string
-	Next uint64 // number of the next part
+	ID    string
+	Next  uint64 // number of the next part
+	Bytes uint64 // of all rows, about
 }
 
 // stagedRows are the staged rows of a region under the keys that they have there.
@@ -36,6 +37,19 @@ func (s stagedRows) GetMeta(key []byte) ([]byte, error) { return s.m.GetMeta(s.k
 // ScanMeta implements replication.Meta.
 func (s stagedRows) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
 	return s.m.ScanMeta(s.key(prefix), func(k, v []byte) error { return fn(k[len(s.prefix):], v) })
+}
+
+// stagedSeeker are staged rows in a Storage whose scans can begin in the middle.
+type stagedSeeker struct {
+	stagedRows
+	from replication.MetaSeeker
+}
+
+var _ replication.MetaSeeker = stagedSeeker{}
+
+// ScanMetaFrom implements replication.MetaSeeker.
+func (s stagedSeeker) ScanMetaFrom(prefix, from []byte, fn func(k, v []byte) error) error {
+	return s.from.ScanMetaFrom(s.key(prefix), s.key(from), func(k, v []byte) error { return fn(k[len(s.prefix):], v) })
 }
 
 // part is the body of kindStage and kindMerge: some rows of a transfer from a
@@ -112,6 +126,7 @@ func (t *txn) stage(body []byte) error {
 		if err := t.stageRow(rows.key(p.Rows[i].K), &p.Rows[i]); err != nil {
 			return err
 		}
+		at.Bytes += uint64(len(p.Rows[i].K) + len(p.Rows[i].V))
 	}
 	at.Next++
 	t.setStaged(p.Region, at)
@@ -150,6 +165,9 @@ func (t *txn) merge(c *logCommand) error {
 	if at := t.head.Staged[p.Region]; p.ID != at.ID || p.Number != at.Next {
 		return &answer{"region_transfer", fmt.Errorf("%w: transfer %s of %d parts, here is %+v", replication.ErrNotReady, p.ID, p.Number, at)}
 	}
+	if err := t.atMost(t.head.Staged[p.Region].Bytes + t.core.Status().Bytes); err != nil {
+		return err
+	}
 	err := t.mergeStaged(c.wallMS, p.Region)
 	if _, verdict := replication.Verdict(asAnswer(err)); err == nil || verdict {
 		if dropped := t.dropStaged(p.Region); dropped != nil {
@@ -166,26 +184,49 @@ func (t *txn) mergeStaged(wallMS uint64, region string) error {
 	} else if err != nil {
 		return err
 	}
-	if err := t.core.MergeState(wallMS, rows); err != nil {
+	var state replication.Meta = rows
+	if seeker, ok := t.Tx.(replication.MetaSeeker); ok {
+		state = stagedSeeker{rows, seeker}
+	}
+	if err := t.core.MergeState(wallMS, state); err != nil {
 		return err
 	}
 	return t.mergeRequests(rows)
 }
 
+// dropStaged drops what is staged of a region, some rows at a time.
 func (t *txn) dropStaged(region string) error {
-	var keys [][]byte
-	err := t.ScanMeta(t.stagedRows(region).prefix, func(k, _ []byte) error {
-		keys = append(keys, bytes.Clone(k))
-		return nil
-	})
-	for _, k := range keys {
-		if err == nil {
-			err = t.SetMeta(k, nil)
+	if err := t.atMost(t.head.Staged[region].Bytes); err != nil {
+		return err
+	}
+	prefix := t.stagedRows(region).prefix
+	for more := true; more; {
+		var keys [][]byte
+		err := t.ScanMeta(prefix, func(k, _ []byte) error {
+			keys = append(keys, bytes.Clone(k))
+			if len(keys) == dropRows {
+				return errEnough
+			}
+			return nil
+		})
+		if more = errors.Is(err, errEnough); err != nil && !more {
+			return err
+		}
+		for _, k := range keys {
+			if err := t.SetMeta(k, nil); err != nil {
+				return err
+			}
 		}
 	}
 	t.setStaged(region, staged{})
-	return err
+	return nil
 }
+
+// dropRows is how many rows are dropped at a time.
+const dropRows = 1024
+
+// errEnough ends a scan that is made again.
+var errEnough = errors.New("there may be more rows")
 
 // transferRequest is the payload of code 31: a part of a region's state for
 // another one; the answer is empty. The last one asks for the merge.

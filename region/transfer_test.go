@@ -17,7 +17,11 @@ type solo struct {
 }
 
 func newSolo(t testing.TB, self string, outboxMax uint64) *solo {
-	m, err := newMachine(testharness.NewMemStore())
+	return newSoloOver(t, testharness.NewMemStore(), self, outboxMax)
+}
+
+func newSoloOver(t testing.TB, storage replication.Storage, self string, outboxMax uint64) *solo {
+	m, err := newMachine(storage)
 	require.NoError(t, err)
 	a, err := replication.NewStorageApplier(m.storage())
 	require.NoError(t, err)

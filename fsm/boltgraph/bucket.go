@@ -60,9 +60,17 @@ func (b *bucket) put(key, value []byte) { b.latest.put(key, value) }
 // scan calls fn for each key with the prefix, in order, until it fails. What fn
 // writes to the bucket it does not see.
 func (b *bucket) scan(prefix []byte, fn func(k, v []byte) error) error {
+	return b.scanFrom(prefix, nil, fn)
+}
+
+// scanFrom is scan without the keys below from.
+func (b *bucket) scanFrom(prefix, from []byte, fn func(k, v []byte) error) error {
+	if bytes.Compare(from, prefix) < 0 {
+		from = prefix
+	}
 	defer b.latest.done()
-	newest, older, file := b.latest.view().seek(prefix), b.frozen.seek(prefix), b.base.Cursor()
-	baseK, baseV := file.Seek(prefix)
+	newest, older, file := b.latest.view().seek(from), b.frozen.seek(from), b.base.Cursor()
+	baseK, baseV := file.Seek(from)
 	for {
 		k, v := newest.item()
 		olderK, olderV := older.item()

@@ -9,13 +9,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// limits say when a store that defers writes its file.
+// limits say when a store writes its file: one that defers, and a large
+// transaction.
 type limits struct {
 	bytes int // that the latest table takes, about; at twice that writers wait
 	every time.Duration
+	large int // bytes of changes that a large transaction holds in memory
 }
 
-var defaultLimits = limits{bytes: 16 << 20, every: 2 * time.Second}
+var defaultLimits = limits{bytes: 16 << 20, every: 2 * time.Second, large: 4 << 20}
 
 // flusher is the goroutine of a store that defers.
 type flusher struct {
@@ -77,6 +79,11 @@ func (s *Store) startFlusher() *flusher {
 func (s *Store) Flush() error {
 	s.flushing.Lock()
 	defer s.flushing.Unlock()
+	return s.flush()
+}
+
+// flush is Flush; the caller holds flushing.
+func (s *Store) flush() error {
 	s.writer.Lock()
 	s.mu.Lock()
 	if s.failed != nil || s.latest.clean() {

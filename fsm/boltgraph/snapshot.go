@@ -138,6 +138,12 @@ func (s *Store) Restore(r io.Reader) error {
 	defer s.flushing.Unlock()
 	s.writer.Lock()
 	defer s.writer.Unlock()
+	return s.replaceBy(temp)
+}
+
+// replaceBy puts a file, whole and synced, in the place of this one. The caller
+// holds flushing and writer.
+func (s *Store) replaceBy(temp string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.Rename(temp, s.path); err != nil {

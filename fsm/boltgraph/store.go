@@ -40,6 +40,7 @@ type Store struct {
 
 var (
 	_ replication.DeferringStorage   = (*Store)(nil)
+	_ replication.LargeTxStorage     = (*Store)(nil)
 	_ replication.StorageSnapshotter = (*Store)(nil)
 	_ replication.EdgeStorage        = (*Store)(nil)
 )

@@ -65,6 +65,7 @@ type tx struct {
 
 var (
 	_ replication.Tx          = (*tx)(nil)
+	_ replication.MetaSeeker  = (*tx)(nil)
 	_ replication.EdgeStorage = (*tx)(nil)
 )
 
@@ -115,6 +116,11 @@ func (t *tx) SetMeta(key, value []byte) error {
 
 func (t *tx) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
 	return t.rows().scan(prefix, fn)
+}
+
+// ScanMetaFrom implements replication.MetaSeeker.
+func (t *tx) ScanMetaFrom(prefix, from []byte, fn func(k, v []byte) error) error {
+	return t.rows().scanFrom(prefix, from, fn)
 }
 
 // decodeNode decodes a stored node.

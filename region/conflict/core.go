@@ -363,12 +363,18 @@ func (c *Core) finish() error {
 	})
 }
 
-// finished is finish; save writes the rows of what was touched.
-func (c *Core) finished(save func() error) error {
+// show brings the Storage in line with the registers.
+func (c *Core) show() error {
 	err := c.materialise()
 	if _, verdict := replication.Verdict(err); verdict && c.w.dot.Region == c.head.self {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
 	}
+	return err
+}
+
+// finished is finish; save writes the rows of what was touched.
+func (c *Core) finished(save func() error) error {
+	err := c.show()
 	if err == nil {
 		err = save()
 	}

@@ -14,7 +14,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(800) // many small histories
+	debug.SetGCPercent(800)    // many small histories
+	stepRows, laterKeys = 2, 3 // so that their states take several steps
 	goleak.VerifyTestMain(m)
 }
 
@@ -43,9 +44,13 @@ func (s *memStore) SetMeta(key, value []byte) error {
 }
 
 func (s *memStore) ScanMeta(prefix []byte, fn func(k, v []byte) error) error {
+	return s.ScanMetaFrom(prefix, prefix, fn)
+}
+
+func (s *memStore) ScanMetaFrom(prefix, from []byte, fn func(k, v []byte) error) error {
 	var keys []string
 	for k := range s.rows {
-		if strings.HasPrefix(k, string(prefix)) {
+		if strings.HasPrefix(k, string(prefix)) && k >= string(from) {
 			keys = append(keys, k)
 		}
 	}

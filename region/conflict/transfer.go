@@ -2,7 +2,6 @@ package conflict
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/nornicdb/replication"
 )
@@ -36,20 +35,22 @@ type transfer struct {
 // before anything is changed: ErrInvalidEntry; ErrSettings where the other
 // region has other settings; ErrAhead where it knows writes that this one has
 // lost, which then needs a copy of the graph, not a merge.
+//
+// It goes over the rows in steps, and of each has no more in memory than the
+// step; the steps are one change, as they are in one transaction.
 func (c *Core) MergeState(wallMS uint64, rows replication.Meta) error {
 	if c.failed != nil {
 		return c.failed
 	}
 	t := &transfer{c: c, rows: rows, mine: c.head.applied, myCut: c.head.cut()}
-	nodes, edges, err := t.check()
-	if err != nil {
+	if err := t.check(); err != nil {
 		return err
 	}
 	if t.mine.Contains(&t.head.applied) {
 		return nil // nothing new
 	}
 	c.w = write{dot: Dot{Region: t.head.self}}
-	if err := t.merge(nodes, edges); err != nil {
+	if err := t.merge(); err != nil {
 		return c.fail(err)
 	}
 	c.head.lastTime, _ = observe(c.head.lastTime, t.head.lastTime, wallMS, c.head.settings.MaxClockOffsetMS)
@@ -59,52 +60,63 @@ func (c *Core) MergeState(wallMS uint64, rows replication.Meta) error {
 	}
 	c.head.seen[t.head.self].Join(&t.head.applied)
 	c.head.unmarked = true
-	return c.finishTransfer()
+	if err := c.examineAll(); err != nil {
+		return c.fail(err)
+	}
+	return c.finished(func() error { return nil })
 }
 
-// check reads all of the sender's rows and returns their nodes and edges.
-func (t *transfer) check() (nodes []string, edges []edgeKey, err error) {
+// check reads all of the sender's rows.
+func (t *transfer) check() error {
 	row, err := t.rows.GetMeta([]byte(rowHeader))
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	if t.head, err = decodeHeader(row); err != nil {
-		return nil, nil, fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+		return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
 	}
 	h := &t.c.head
 	switch {
 	case !t.head.settings.equal(&h.settings):
-		return nil, nil, fmt.Errorf("%w: here %+v, the state has %+v", ErrSettings, h.settings, t.head.settings)
+		return fmt.Errorf("%w: here %+v, the state has %+v", ErrSettings, h.settings, t.head.settings)
 	case t.head.self == h.self:
-		return nil, nil, fmt.Errorf("%w: the state is of this region", ErrInvalidEntry)
+		return fmt.Errorf("%w: the state is of this region", ErrInvalidEntry)
 	case t.head.lastTime >= maxTime:
-		return nil, nil, fmt.Errorf("%w: time %d", ErrInvalidEntry, t.head.lastTime)
+		return fmt.Errorf("%w: time %d", ErrInvalidEntry, t.head.lastTime)
 	}
 	if err := t.c.acceptVector(&t.head.applied); err != nil {
-		return nil, nil, err
+		return err
 	}
 	if t.cut = t.head.cut(); !h.applied.Contains(&t.cut) {
-		return nil, nil, fmt.Errorf("%w: all have %v, here are %v", ErrAhead, t.cut, h.applied)
+		return fmt.Errorf("%w: all have %v, here are %v", ErrAhead, t.cut, h.applied)
 	}
-	err = eachRow(t.rows, func(id string) error {
-		n, err := t.node(id)
-		if err == nil {
-			err = t.checkNode(n)
+	for _, prefix := range []string{rowNode, rowEdge} {
+		if err := t.rows.ScanMeta([]byte(prefix), t.checkRow); err != nil {
+			return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
 		}
-		nodes = append(nodes, id)
-		return err
-	}, func(k edgeKey) error {
-		e, err := t.edge(k)
-		if err == nil {
-			err = t.checkRegister(&e.reg, op{kind: opFixEdge, node: k.from, to: k.to, relType: k.relType})
-		}
-		edges = append(edges, k)
-		return err
-	})
+	}
+	return nil
+}
+
+// checkRow checks the row of a node or an edge.
+func (t *transfer) checkRow(key, row []byte) error {
+	kind, parts, err := splitRow(key)
 	if err != nil {
-		err = fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+		return err
 	}
-	return nodes, edges, err
+	if kind == rowNode[len(rowPrefix)] {
+		n, err := decodeNode(parts[0], row)
+		if err != nil {
+			return err
+		}
+		return t.checkNode(n)
+	}
+	k := edgeKey{parts[0], parts[1], parts[2]}
+	e, err := decodeEdge(k, row)
+	if err != nil {
+		return err
+	}
+	return t.checkRegister(&e.reg, op{kind: opFixEdge, node: k.from, to: k.to, relType: k.relType})
 }
 
 func (t *transfer) checkNode(n *node) error {
@@ -153,27 +165,6 @@ func (t *transfer) checkRegister(r *register, o op) error {
 	return t.c.acceptVector(&r.pending)
 }
 
-// eachRow calls the functions for the node and edge rows, in order.
-func eachRow(m replication.Meta, node func(string) error, edge func(edgeKey) error) error {
-	for _, prefix := range []string{rowNode, rowEdge} {
-		err := m.ScanMeta([]byte(prefix), func(k, _ []byte) error {
-			_, p, err := splitRow(k)
-			switch {
-			case err != nil:
-				return err
-			case prefix == rowNode:
-				return node(strings.Clone(p[0]))
-			default:
-				return edge(edgeKey{p[0], p[1], p[2]})
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // node reads the sender's row; nil where it has none.
 func (t *transfer) node(id string) (*node, error) {
 	row, err := t.rows.GetMeta(nodeRow(id))
@@ -192,47 +183,55 @@ func (t *transfer) edge(k edgeKey) (*edge, error) {
 }
 
 // merge joins every register for which one of the two has a row: where neither
-// has, both have the same settled value, or none.
-func (t *transfer) merge(nodes []string, edges []edgeKey) error {
-	err := eachRow(t.c.store, func(id string) error {
-		nodes = append(nodes, id)
-		return nil
-	}, func(k edgeKey) error {
-		edges = append(edges, k)
-		return nil
-	})
+// has, both have the same settled value, or none. Until it is done the region
+// counts as having applied what it had before: what is not merged yet is as it
+// was, and an edge that is merged twice is as if once.
+func (t *transfer) merge() error {
+	nodes := newUnion(rowNode, t.c.store, t.rows)
+	err := t.c.inSteps(nodes.next, func(key string) (int, error) { return t.mergeNode(key) }, t.saveStep)
 	if err != nil {
 		return err
 	}
-	for _, id := range nodes {
-		if err := t.mergeNode(id); err != nil {
-			return err
+	edges := newUnion(rowEdge, t.c.store, t.rows)
+	return t.c.inSteps(edges.next, func(key string) (int, error) {
+		_, p, err := splitRow([]byte(key))
+		if err != nil {
+			return 0, err
 		}
-	}
-	for _, k := range edges {
-		if _, err := t.c.edge(k); err != nil {
-			return err
+		e, err := t.c.edge(edgeKey{p[0], p[1], p[2]})
+		if err != nil {
+			return 0, err
 		}
-	}
-	for _, e := range t.c.sortedEdges() {
-		if err := t.mergeEdge(e); err != nil {
-			return err
-		}
-	}
-	return nil
+		return e.reg.bytes(), t.mergeEdge(e)
+	}, t.saveStep)
 }
 
-func (t *transfer) mergeNode(id string) error {
+// saveStep brings Storage and rows in line with what a step has merged.
+func (t *transfer) saveStep() error {
+	if err := t.c.show(); err != nil {
+		return err
+	}
+	_, err := t.c.saveTouched()
+	return err
+}
+
+// mergeNode joins a node's registers, and returns about what it takes.
+func (t *transfer) mergeNode(key string) (size int, err error) {
+	_, p, err := splitRow([]byte(key))
+	if err != nil {
+		return 0, err
+	}
+	id := p[0]
 	n, err := t.c.node(id)
-	if err != nil || n.dirty {
-		return err // in both lists
+	if err != nil {
+		return 0, err
 	}
 	if err := t.c.unstore(n); err != nil {
-		return err
+		return 0, err
 	}
 	theirs, err := t.node(id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if theirs == nil {
 		theirs = &node{life: register{stored: true}, labels: register{stored: true}, fill: register{stored: true}}
@@ -253,12 +252,18 @@ func (t *transfer) mergeNode(id string) error {
 	t.join(&n.life, &theirs.life, &Vector{})
 	t.join(&n.labels, &theirs.labels, &Vector{})
 	t.join(&n.fill, &theirs.fill, &Vector{})
+	n.registers(func(r *register) { size += r.bytes() })
 	if t.mine.Contains(&theirs.birth.dots) {
-		return nil
+		return size, nil
 	}
 	n.birth.join(&theirs.birth)
-	_, err = t.c.loadEdges(n) // any of them may be replaced
-	return err
+	edges, err := t.c.loadEdges(n)
+	for _, e := range edges { // any of them may be replaced, also those without a row
+		if err == nil {
+			err = t.mergeEdge(e)
+		}
+	}
+	return size, err
 }
 
 func (t *transfer) mergeEdge(e *edge) error {
@@ -292,7 +297,8 @@ func (t *transfer) mergeEdge(e *edge) error {
 
 // join makes r, which is explicit, what it would be had both regions' writes
 // been applied here. s is stored where the sender has no row: what it had is
-// settled, or gone where its births say so.
+// settled, or gone where its births say so. Nothing is settled yet, as a settled
+// version does not say any more what it was: joined once more it could be lost.
 func (t *transfer) join(r, s *register, gone *Vector) {
 	settledThere := s.settled()
 	lost := func(v *version) bool { // here, known there, and not kept there
@@ -313,9 +319,6 @@ func (t *transfer) join(r, s *register, gone *Vector) {
 			kept.versions = append(kept.versions, v)
 		}
 	}
-	if settledThere && len(kept.versions) > 0 && t.cut.Covers(kept.versions[0].dot) {
-		kept.settle(t.c.head.settings.Strategy)
-	}
 	for _, v := range s.versions {
 		if v.dot == (Dot{}) || r.holds(v.dot) || t.mine.Covers(v.dot) || r.pending.Covers(v.dot) {
 			continue
@@ -325,26 +328,4 @@ func (t *transfer) join(r, s *register, gone *Vector) {
 	kept.pending.Join(&s.pending)
 	kept.pending.Join(gone)
 	*r = kept
-}
-
-// finishTransfer is finish for a merge that has no name.
-func (c *Core) finishTransfer() error {
-	return c.finished(func() error {
-		keys, err := c.saveTouched()
-		if err != nil {
-			return err
-		}
-		cut := c.head.cut()
-		var later waiting
-		for _, k := range keys {
-			wait, err := c.examine(k, &cut)
-			if err != nil {
-				return err
-			}
-			if wait != (Dot{}) {
-				later.add(wait, k)
-			}
-		}
-		return c.enqueueLater(&later)
-	})
 }
