@@ -23,6 +23,42 @@ type RegionPromoter interface {
 	PromoteRegion(ctx context.Context) error
 }
 
+// RegionConfigurer shows and changes the settings that steer a region's state
+// machine. They are replicated: the environment only founds them.
+type RegionConfigurer interface {
+	// RegionSettings are those of this node's region, as it has applied them:
+	// ErrNotReady before they are founded.
+	RegionSettings() (*RegionSettings, error)
+	// ChangeRegionSettings changes them by a command of the region's log, on all
+	// nodes of the region alike. ErrUnsupported for those that cannot be changed.
+	ChangeRegionSettings(ctx context.Context, c *RegionSettingsChange) error
+}
+
+// RegionSettings steer the state machine of a region.
+type RegionSettings struct {
+	Region           string   `json:"region"`
+	Regions          []string `json:"regions"`      // of the federation, sorted
+	WriteRegion      string   `json:"write_region"` // at first; empty: all
+	ConflictStrategy string   `json:"conflict_strategy"`
+	MaxClockOffset   string   `json:"max_clock_offset"`
+	OutboxMaxEntries uint64   `json:"outbox_max_entries"`
+	OutboxMaxBytes   uint64   `json:"outbox_max_bytes"`
+}
+
+// RegionSettingsChange names new values; empty fields stay as they are. The first
+// three can only be founded, and are here to be refused with the reason.
+type RegionSettingsChange struct {
+	Regions          []string `json:"regions,omitempty"`
+	WriteRegion      *string  `json:"write_region,omitempty"`
+	ConflictStrategy string   `json:"conflict_strategy,omitempty"`
+	// MaxClockOffset is a duration ("500ms"; "0": no bound). All regions must have
+	// the same: until they do, connections between them are refused.
+	MaxClockOffset string `json:"max_clock_offset,omitempty"`
+	// The caps of the outbox are each region's own.
+	OutboxMaxEntries uint64 `json:"outbox_max_entries,omitempty"`
+	OutboxMaxBytes   uint64 `json:"outbox_max_bytes,omitempty"`
+}
+
 // ConflictFilter selects conflicts. Empty fields select all.
 type ConflictFilter struct {
 	Field string // node, labels, property or edge

@@ -62,6 +62,8 @@ func (h *httpHandler) routes() []httpRoute {
 		{"POST /admin/promote", post(h, h.promote)},
 		{"POST /admin/region/promote", post(h, h.promoteRegion)},
 		{"POST /admin/region/remove", post(h, h.removeRegion)},
+		{"GET /admin/region/settings", h.regionSettings},
+		{"POST /admin/region/settings", post(h, h.changeRegionSettings)},
 		{"GET /admin/conflicts", h.conflicts},
 		{"POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
 			post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)

@@ -93,3 +93,24 @@ func (h *httpHandler) promoteRegion(ctx context.Context, _ *struct{}) error {
 	}
 	return errNoAbility
 }
+
+func (h *httpHandler) regionSettings(w http.ResponseWriter, _ *http.Request) {
+	c, ok := h.r.(RegionConfigurer)
+	if !ok {
+		WriteHTTPError(w, errNoAbility)
+		return
+	}
+	s, err := c.RegionSettings()
+	if err != nil {
+		WriteHTTPError(w, err)
+		return
+	}
+	WriteHTTPJSON(w, http.StatusOK, s)
+}
+
+func (h *httpHandler) changeRegionSettings(ctx context.Context, q *RegionSettingsChange) error {
+	if c, ok := h.r.(RegionConfigurer); ok {
+		return c.ChangeRegionSettings(ctx, q)
+	}
+	return errNoAbility
+}

@@ -1,11 +1,13 @@
 package region_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
 
@@ -44,6 +46,48 @@ func TestClockSkewIsRefused(t *testing.T) {
 		require.Len(t, told, 2)
 		require.Contains(t, told[0], "off from that of 2 of 2")
 		require.Contains(t, told[1], "again")
+	})
+}
+
+// TestANewLeaderAsksForTheClocksFirst: with the policy reject it does not take
+// writes because it does not know yet how far off its clock is; one that finds
+// nobody to ask does not wait for that.
+func TestANewLeaderAsksForTheClocksFirst(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 18, []string{"ap", "eu", "us"}, func(_ string, cfg *replication.Config) { cfg.Region.ClockSkewPolicy = "reject" })
+		f.apply("us", put(t, "x", nil))
+		f.converged(time.Minute)
+		for _, m := range f.nodes["us"] {
+			m.SetClockOffset(time.Hour)
+		}
+		for _, a := range f.nodes["us"] { // the answers take their time
+			for _, b := range append(f.nodes["eu"], f.nodes["ap"]...) {
+				f.Net.SetFaults(a.ID, b.ID, testharness.Faults{Latency: 75 * time.Millisecond})
+				f.Net.SetFaults(b.ID, a.ID, testharness.Faults{Latency: 75 * time.Millisecond})
+			}
+		}
+		old := f.leader("us")
+		f.Eventually(time.Minute, "us refuses writes", func() bool {
+			return errors.Is(old.Replicator().Apply(put(t, "x", nil), 10*time.Second), replication.ErrClockSkew)
+		})
+		require.NoError(t, node(old).TransferLeadership(bounded(t, time.Minute), ""))
+		f.Eventually(time.Minute, "another leads", func() bool { return f.leader("us") != old })
+		for range 20 {
+			err := f.leader("us").Replicator().Apply(put(t, "y", nil), time.Second)
+			require.Error(t, err)
+			require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+		}
+		for _, m := range f.nodes["us"] {
+			m.SetClockOffset(0)
+		}
+		f.Eventually(time.Minute, "us takes writes again", func() bool {
+			return f.leader("us").Replicator().Apply(put(t, "z", nil), 10*time.Second) == nil
+		})
+		f.Net.Partition(f.ids("us"), append(f.ids("eu"), f.ids("ap")...))
+		old = f.leader("us")
+		require.NoError(t, node(old).TransferLeadership(bounded(t, time.Minute), ""))
+		f.Eventually(time.Minute, "another leads", func() bool { return f.leader("us") != old })
+		require.NoError(t, f.leader("us").Replicator().Apply(put(t, "z", nil), 10*time.Second), "it waits until nobody has answered")
 	})
 }
 

@@ -14,11 +14,13 @@ import (
 // and what encode wrote. Clients cannot send it.
 const cmdLog replication.CommandType = 34
 
-// cmdResolve and cmdPromote are an operator's requests on their way to the
-// region's leader. Data of the first is a resolveRequest.
+// cmdResolve, cmdPromote and cmdChange are an operator's requests on their way to
+// the region's leader. Data of the first is a resolveRequest, of the last a
+// settingsChange.
 const (
 	cmdResolve replication.CommandType = 35
 	cmdPromote replication.CommandType = 36
+	cmdChange  replication.CommandType = 37
 )
 
 // kind is what an entry of a region's log does.
@@ -36,6 +38,7 @@ const (
 	kindStage    kind = 9 // rows of another region's state
 	kindMerge    kind = 10
 	kindCollect  kind = 11 // settles more of what all regions have
+	kindChange   kind = 12 // changes settings
 )
 
 // logCommand is one entry of a region's log. Which fields it has depends on
@@ -117,7 +120,7 @@ func decodeCommand(data []byte) (*logCommand, error) {
 		return c, c.decodeWrite(rest)
 	case c.kind == kindRemote:
 		return c, c.decodeRemote(rest)
-	case c.kind >= kindMark && c.kind <= kindCollect:
+	case c.kind >= kindMark && c.kind <= kindChange:
 		c.body = rest
 		return c, nil
 	}

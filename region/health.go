@@ -52,8 +52,8 @@ func (n *Node) warn(h *replication.HealthStatus, v *view) {
 		h.Ready = false
 		h.Reasons = append(h.Reasons, "the region's settings are not founded yet")
 	}
-	if off, of := n.links.skew(n.cfg.Region.MaxClockOffset, n.rt.Now()); mostly(off, of) {
-		h.Reasons = append(h.Reasons, fmt.Sprintf("the clock is off from that of %d of %d regions by more than %s", off, of, n.cfg.Region.MaxClockOffset))
+	if off, of := n.links.skew(n.clockBound(), n.rt.Now()); mostly(off, of) {
+		h.Reasons = append(h.Reasons, fmt.Sprintf("the clock is off from that of %d of %d regions by more than %s", off, of, n.clockBound()))
 	}
 	if v.status.Conflicting > 0 {
 		h.Reasons = append(h.Reasons, fmt.Sprintf("%d nodes and edges have conflicts that wait to be resolved", v.status.Conflicting))

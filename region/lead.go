@@ -33,6 +33,7 @@ func (n *Node) lead() (stop func()) {
 	return func() {
 		cancel()
 		wg.Wait()
+		n.links.forgetAsked()
 	}
 }
 
@@ -166,6 +167,9 @@ func (n *Node) watch(ctx context.Context, region string) {
 	for ctx.Err() == nil {
 		askCtx, cancel := context.WithTimeout(ctx, dialTimeout)
 		state, err := n.ask(askCtx, region, false)
+		if ctx.Err() == nil {
+			n.links.ask(region)
+		}
 		switch {
 		case err != nil && !silent && ctx.Err() == nil:
 			n.rt.Logger.Warn("another region does not answer", "region", region, "error", err)

@@ -39,6 +39,7 @@ type link struct {
 	at     time.Time     // when heard came; zero: never
 	offset time.Duration // the other's clock less this one's, within slack
 	slack  time.Duration // half of what the question took
+	asked  bool          // an answer came, or failed to, since this node leads
 	err    error         // of the last try
 }
 
@@ -198,13 +199,53 @@ func (l *links) hear(region string, s *regionState, at time.Time, offset, slack 
 
 // skewed says that this region's clock is off from that of the majority of its
 // peers, where the policy is to refuse writes then. With one peer there is no
-// majority, and with a bound of zero no bound.
-func (l *links) skewed(cfg *replication.Config, now time.Time) error {
-	off, of := l.skew(cfg.Region.MaxClockOffset, now)
-	if cfg.Region.ClockSkewPolicy != "reject" || of < 2 || !mostly(off, of) {
+// majority, and with a bound of zero no bound. A leader that has not asked all of
+// its peers yet, and may be off from most: ErrNotReady.
+func (l *links) skewed(policy string, bound time.Duration, now time.Time) error {
+	if policy != "reject" || bound <= 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: from %d of %d by more than %s", replication.ErrClockSkew, off, of, cfg.Region.MaxClockOffset)
+	off, of := l.skew(bound, now)
+	switch {
+	case of < 2:
+		return nil
+	case mostly(off, of):
+		return fmt.Errorf("%w: from %d of %d by more than %s", replication.ErrClockSkew, off, of, bound)
+	case mostly(off+l.notAsked(), of):
+		return fmt.Errorf("%w: the clocks of the other regions are being asked for", replication.ErrNotReady)
+	}
+	return nil
+}
+
+// ask notes that a region was asked, whatever came of it.
+func (l *links) ask(region string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k := l.list[region]; k != nil {
+		k.asked = true
+	}
+}
+
+// forgetAsked begins anew, as the node does not lead any more: when it does again
+// its clock may have been set.
+func (l *links) forgetAsked() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.list {
+		k.asked, k.at = false, time.Time{}
+	}
+}
+
+// notAsked counts the regions that were not asked yet.
+func (l *links) notAsked() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.list {
+		if !k.asked {
+			n++
+		}
+	}
+	return n
 }
 
 // skew counts the peers from whose clock this one is certainly off by more than

@@ -40,7 +40,14 @@ func TestSkewPolicy(t *testing.T) {
 			for i, p := range c.peers {
 				l.hear(string(rune('a'+i)), &regionState{}, now.Add(-p.ago), p.offset, p.slack)
 			}
-			err := l.skewed(cfg, now)
+			bound := cfg.Region.MaxClockOffset
+			if c.policy == "reject" && c.bound > 0 && len(c.peers) > 1 && !c.refused {
+				require.ErrorIs(t, l.skewed(c.policy, bound, now), replication.ErrNotReady, "a leader that has not asked")
+			}
+			for i := range c.peers {
+				l.ask(string(rune('a' + i)))
+			}
+			err := l.skewed(c.policy, bound, now)
 			if c.refused {
 				require.ErrorIs(t, err, replication.ErrClockSkew)
 			} else {

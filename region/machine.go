@@ -227,6 +227,9 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 		if errors.Is(err, errAgain) {
 			continue
 		}
+		if err == nil && t.resettled {
+			err = m.flush()
+		}
 		if err == nil && t.changed {
 			before, _ := m.now()
 			m.publish(t.view)
@@ -238,15 +241,25 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 	}
 }
 
+// flush makes durable what was done. Settings are, as soon as they are applied:
+// the next start compares them with the environment.
+func (m *machine) flush() error {
+	if d, ok := m.TxStorage.(deferrer); ok {
+		return d.Flush()
+	}
+	return nil
+}
+
 // txn is one transaction of the state machine.
 type txn struct {
 	replication.Tx
 	view
-	core     *conflict.Core // nil: not loaded
-	changed  bool
-	calls    int           // commands so far
-	rejected map[int]error // by number: what is left out, and why
-	buffer   []byte        // room for an outbox row
+	core      *conflict.Core // nil: not loaded
+	changed   bool
+	calls     int           // commands so far
+	rejected  map[int]error // by number: what is left out, and why
+	resettled bool          // settings were changed
+	buffer    []byte        // room for an outbox row
 	// mayBeLarge: this is no large transaction, and it can be run again as one.
 	mayBeLarge bool
 }
@@ -304,6 +317,8 @@ func (t *txn) apply(c *logCommand) error {
 		return t.stage(c.body)
 	case kindCollect:
 		return t.core.Collect()
+	case kindChange:
+		return t.changeSettings(c.body)
 	default:
 		return t.merge(c)
 	}

@@ -18,6 +18,7 @@ type Node struct {
 	cfg      *replication.Config
 	rt       replication.Runtime
 	settings *settings // what the environment says
+	followed *settings // what the region says, as run saw it last; its own
 	machine  *machine
 	inner    *raftnode.Node
 	acks     *acks
@@ -104,10 +105,10 @@ func (n *Node) Start(ctx context.Context) error {
 		n.rt.Logger.Warn("what is left of a state on its way was not removed", "error", err)
 	}
 	n.tr = tr
+	n.serve(tr)
 	n.wg.Go(n.run)
 	n.wg.Go(n.observe)
 	n.mu.Unlock()
-	n.serve(tr)
 	return nil
 }
 
@@ -168,7 +169,7 @@ func (n *Node) run() {
 			}
 			return
 		}
-		n.compareSettings()
+		n.followSettings()
 		if leads {
 			skewed = n.tellSkew(skewed)
 		}
@@ -178,7 +179,7 @@ func (n *Node) run() {
 // tellSkew tells when this region's clock goes off from the others', and when it
 // comes back.
 func (n *Node) tellSkew(was bool) (is bool) {
-	bound := n.cfg.Region.MaxClockOffset
+	bound := n.clockBound()
 	off, of := n.links.skew(bound, n.rt.Now())
 	if is = mostly(off, of); is == was {
 		return is
@@ -194,16 +195,6 @@ func (n *Node) tellSkew(was bool) (is bool) {
 
 // leadTick is how often a node looks whether it leads.
 const leadTick = 50 * time.Millisecond
-
-// compareSettings ends a node whose environment is not what its region was
-// founded with, which an empty node learns only from the log.
-func (n *Node) compareSettings() {
-	if v, _ := n.machine.now(); v.settings != nil {
-		if err := n.settings.differs(v.settings); err != nil {
-			n.alarmed(err)
-		}
-	}
-}
 
 // alarmed makes the node refuse writes and say why, until it is restarted.
 func (n *Node) alarmed(err error) {

@@ -91,6 +91,10 @@ func (t *txn) emit(e *conflict.Entry, err error) error {
 	return t.trim()
 }
 
+// trimBeyond is how many entries beyond the caps go at a time, so that a cap that
+// was lowered does not make one transaction of what is beyond it.
+const trimBeyond = 1024
+
 // trim drops entries that all regions have, and the oldest beyond the caps: a
 // region that lacks one of those is caught up by state transfer.
 func (t *txn) trim() error {
@@ -102,10 +106,12 @@ func (t *txn) trim() error {
 		have = min(have, pos)
 	}
 	h := &t.head
-	for h.First <= h.Last {
-		over := h.Last-h.First+1 > t.settings.OutboxMaxEntries || h.Bytes > t.settings.OutboxMaxBytes
-		if h.First > have && !(over && h.First < h.Last) {
-			return nil
+	for beyond := 0; h.First <= h.Last; {
+		if h.First > have {
+			over := h.Last-h.First+1 > t.settings.OutboxMaxEntries || h.Bytes > t.settings.OutboxMaxBytes
+			if beyond++; !over || h.First == h.Last || beyond > trimBeyond {
+				return nil
+			}
 		}
 		key := outboxRow(h.First)
 		row, err := t.GetMeta(key)

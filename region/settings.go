@@ -63,11 +63,11 @@ func (s *settings) differs(founded *settings) error {
 	if reflect.DeepEqual(&env, founded) {
 		return nil
 	}
-	text := "the region was founded with other settings; set the environment back to them:"
+	text := "the region has other settings; set the environment to them, or change those of the region that can be (nornic-cluster region settings):"
 	there := founded.variables()
 	for i, v := range env.variables() {
 		if v.value != there[i].value {
-			text += fmt.Sprintf("\n  NORNICDB_CLUSTER_%s: %q here, founded with %q", v.name, v.value, there[i].value)
+			text += fmt.Sprintf("\n  NORNICDB_CLUSTER_%s: %q here, the region has %q", v.name, v.value, there[i].value)
 		}
 	}
 	return fmt.Errorf("%w: %s", replication.ErrInvalidConfig, text)

@@ -20,14 +20,14 @@ func TestSettingsThatDifferAreNamed(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, founded.differs(founded))
 	for name, change := range map[string]func(r *replication.RegionConfig){
-		"REGION_ID: \"ap\" here, founded with \"eu\"":                          func(r *replication.RegionConfig) { r.RegionID = "ap" },
-		"REMOTE_REGIONS: \"ap,us\" here, founded with \"us\"":                  func(r *replication.RegionConfig) { r.RemoteRegions[0].Region = "ap" },
-		"FEDERATION_ID: \"f\" here, founded with \"nornicdb\"":                 func(r *replication.RegionConfig) { r.FederationID = "f" },
-		"WRITE_REGION: \"us\" here, founded with \"\"":                         func(r *replication.RegionConfig) { r.WriteRegion = "us" },
-		"CONFLICT_STRATEGY: \"manual\" here, founded with \"last_write_wins\"": func(r *replication.RegionConfig) { r.ConflictStrategy = "manual" },
-		"MAX_CLOCK_OFFSET: \"1s\" here, founded with \"500ms\"":                func(r *replication.RegionConfig) { r.MaxClockOffset = time.Second },
-		"OUTBOX_MAX_ENTRIES: \"7\" here, founded with \"1000000\"":             func(r *replication.RegionConfig) { r.OutboxMaxEntries = 7 },
-		"OUTBOX_MAX_BYTES: \"8\" here, founded with \"1073741824\"":            func(r *replication.RegionConfig) { r.OutboxMaxBytes = 8 },
+		"REGION_ID: \"ap\" here, the region has \"eu\"":                          func(r *replication.RegionConfig) { r.RegionID = "ap" },
+		"REMOTE_REGIONS: \"ap,us\" here, the region has \"us\"":                  func(r *replication.RegionConfig) { r.RemoteRegions[0].Region = "ap" },
+		"FEDERATION_ID: \"f\" here, the region has \"nornicdb\"":                 func(r *replication.RegionConfig) { r.FederationID = "f" },
+		"WRITE_REGION: \"us\" here, the region has \"\"":                         func(r *replication.RegionConfig) { r.WriteRegion = "us" },
+		"CONFLICT_STRATEGY: \"manual\" here, the region has \"last_write_wins\"": func(r *replication.RegionConfig) { r.ConflictStrategy = "manual" },
+		"MAX_CLOCK_OFFSET: \"1s\" here, the region has \"500ms\"":                func(r *replication.RegionConfig) { r.MaxClockOffset = time.Second },
+		"OUTBOX_MAX_ENTRIES: \"7\" here, the region has \"1000000\"":             func(r *replication.RegionConfig) { r.OutboxMaxEntries = 7 },
+		"OUTBOX_MAX_BYTES: \"8\" here, the region has \"1073741824\"":            func(r *replication.RegionConfig) { r.OutboxMaxBytes = 8 },
 	} {
 		cfg := base()
 		change(&cfg.Region)

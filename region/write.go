@@ -25,6 +25,9 @@ func checkCommands(cmds []*replication.Command) error {
 		switch cmds[0].Type {
 		case cmdPromote:
 			return nil
+		case cmdChange:
+			_, err := decodeChange(cmds[0].Data)
+			return err
 		case cmdResolve:
 			var r resolveRequest
 			if err := json.Unmarshal(cmds[0].Data, &r); err != nil {
@@ -69,10 +72,14 @@ func (n *Node) wrap(g replication.Group) (replication.Group, error) {
 			c.kind, c.body = kindResolve, g.Commands[0].Data
 		case cmdPromote:
 			c.kind = kindPromote
+		case cmdChange:
+			c.kind, c.body = kindChange, g.Commands[0].Data
 		}
 	}
-	if err := n.links.skewed(n.cfg, n.rt.Now()); err != nil && c.kind == kindWrite {
-		return g, err
+	if c.kind == kindWrite {
+		if err := n.links.skewed(n.cfg.Region.ClockSkewPolicy, n.clockBound(), n.rt.Now()); err != nil {
+			return g, err
+		}
 	}
 	g.Commands = []*replication.Command{c.encode()}
 	return g, nil
@@ -123,9 +130,9 @@ func (n *Node) writeRegion() string {
 // committed holds the answer of a semi_sync write back until another region has
 // it. The leader waits for all that its outbox held when the write was applied,
 // which the write is part of. A promotion waits for nobody: it is made when the
-// other region is lost.
+// other region is lost; nor does a change of settings, which stays in the region.
 func (n *Node) committed(ctx context.Context, sent []*replication.Command) error {
-	if n.cfg.Region.CrossRegionMode != replication.SyncSemi || len(sent) == 1 && sent[0].Type == cmdPromote {
+	if n.cfg.Region.CrossRegionMode != replication.SyncSemi || len(sent) == 1 && (sent[0].Type == cmdPromote || sent[0].Type == cmdChange) {
 		return nil
 	}
 	v, _ := n.machine.now()

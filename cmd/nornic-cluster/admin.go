@@ -22,16 +22,7 @@ const adminTimeout = 35 * time.Second
 
 // adminCommands are the commands that call the admin endpoints.
 func adminCommands() []*cobra.Command {
-	region := &cobra.Command{Use: "region", Short: "Operate regions", Args: exactArgs(0),
-		Example: "  nornic-cluster region promote --addr http://127.0.0.1:7477",
-		RunE: func(*cobra.Command, []string) error {
-			return fmt.Errorf("%w: region promote, or region remove REGION", errUsage)
-		}}
-	region.AddCommand(
-		order("promote", "Make the node's region the one that accepts writes", "region promote --addr http://127.0.0.1:7477", "/admin/region/promote", 0, nil, "this region accepts the writes now"),
-		order("remove REGION", "Remove a region", "region remove eu-west", "/admin/region/remove", 1,
-			func(args []string, body map[string]any) error { body["region_id"] = args[0]; return nil }, "region removed"))
-	return []*cobra.Command{addCommand(), removeCommand(), transferCommand(), promoteCommand(), conflictsCommand(), region,
+	return []*cobra.Command{addCommand(), removeCommand(), transferCommand(), promoteCommand(), conflictsCommand(), regionCommand(),
 		order("snapshot", "Take a snapshot on the node now", "snapshot --addr http://127.0.0.1:7475", "/admin/cluster/snapshot", 0, nil, "snapshot taken"),
 		order("solo", "Certify that the peer is down (hot standby)", "solo --addr http://127.0.0.1:7474", "/admin/solo", 0, nil, "going on alone"),
 	}

@@ -1,5 +1,11 @@
 package conflict
 
+import (
+	"fmt"
+
+	"github.com/nornicdb/replication"
+)
+
 // A time is a hybrid logical clock: 48 bit of milliseconds, 16 bit of counter.
 const counterBits = 16
 
@@ -26,3 +32,22 @@ func observe(last, remote, wallMS, maxOffsetMS uint64) (clock uint64, ahead bool
 
 // WallMS is the millisecond part of a time.
 func WallMS(time uint64) uint64 { return time >> counterBits }
+
+// SetMaxClockOffset changes how far a remote time may pull the clock ahead of the
+// wall. What regions show does not depend on it, and they need not change it at
+// the same moment. An error that is a verdict says that nothing was changed.
+func (c *Core) SetMaxClockOffset(ms uint64) error {
+	if c.failed != nil {
+		return c.failed
+	}
+	s := c.head.settings
+	s.MaxClockOffsetMS = ms
+	if err := s.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", replication.ErrInvalidCommand, err)
+	}
+	c.head.settings = s
+	if c.dirty = true; c.held {
+		return nil
+	}
+	return c.Save()
+}
