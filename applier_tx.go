@@ -90,12 +90,19 @@ func (r *txRun) do(tx Tx) error {
 func (r *txRun) group(tx Tx, key groupKey, before uint64) (Result, error) {
 	e := &r.entries[key.entry]
 	g := &e.Groups[key.group]
-	if res, done := r.a.precheck(r.outcomes, g, key.group, before, e.Position); done {
+	res, answered := r.a.precheck(r.outcomes, g, key.group, before, e.Position)
+	if answered && res.Err == nil {
 		return res, nil
 	}
 	elsewhere, err := answeredElsewhere(tx, g)
 	if err != nil {
 		return Result{}, err
+	}
+	if answered { // a refusal has changed nothing; what another log did has
+		if elsewhere != nil && elsewhere.Code == "" && elsewhere.Hash == g.hash() {
+			res = Result{Position: e.Position}
+		}
+		return res, nil
 	}
 	if elsewhere != nil {
 		res := Result{Position: e.Position, Err: elsewhere.Answer(g.hash())}
@@ -104,7 +111,7 @@ func (r *txRun) group(tx Tx, key groupKey, before uint64) (Result, error) {
 		}
 		return res, r.outcomes.add(g, res)
 	}
-	res := Result{Position: e.Position, Err: r.rejected[key]}
+	res = Result{Position: e.Position, Err: r.rejected[key]}
 	if res.Err == nil {
 		for i, cmd := range g.Commands {
 			err := r.command(tx, cmd)

@@ -51,7 +51,8 @@ func (s *solo) stageAll(t testing.TB, from *solo) *logCommand {
 	sp, err := (&Node{cfg: &replication.Config{DataDir: t.TempDir()}, machine: from.machine}).collect()
 	require.NoError(t, err)
 	defer sp.close()
-	p := part{Region: "eu", ID: sp.id}
+	v, _ := from.now()
+	p := part{Region: v.settings.Self, ID: sp.id}
 	for ; p.Number < sp.parts; p.Number++ {
 		require.NoError(t, sp.read(&p))
 		require.NoError(t, s.do(t, &logCommand{kind: kindStage, body: jsonBody(&p)}))

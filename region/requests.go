@@ -41,11 +41,19 @@ func (t *txn) Request(id string) (*replication.RequestOutcome, error) {
 	return o, nil
 }
 
-// remember notes what became of a request elsewhere, and forgets the oldest.
+// remember notes what became of a request elsewhere, and forgets the oldest. Of
+// two outcomes "done" is kept: a refusal has changed nothing.
 func (t *txn) remember(o *replication.RequestOutcome) error {
 	known, err := t.Request(o.ID)
-	if err != nil || known != nil {
+	if err != nil || known != nil && (known.Code == "" || o.Code != "") {
 		return err
+	}
+	if known != nil {
+		at, err := t.GetMeta(requestRow(o.ID))
+		if err != nil {
+			return err
+		}
+		return t.SetMeta(append([]byte(rowRequestAt), at...), encodeRequest(o))
 	}
 	h := &t.head.Requests
 	at := requestAtRow(h.Next)

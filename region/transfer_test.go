@@ -44,7 +44,12 @@ func (s *solo) group(t testing.TB, g replication.Group) error {
 }
 
 func (s *solo) put(t testing.TB, id, request string) error {
-	cmd, err := replication.NewNodeCommand(replication.CmdPutNode, &replication.Node{ID: replication.NodeID(id), Labels: []string{"L"}})
+	return s.write(t, replication.CmdPutNode, id, request)
+}
+
+// write is a client's write of a node without properties.
+func (s *solo) write(t testing.TB, kind replication.CommandType, id, request string) error {
+	cmd, err := replication.NewNodeCommand(kind, &replication.Node{ID: replication.NodeID(id), Labels: []string{"L"}})
 	require.NoError(t, err)
 	c := &logCommand{kind: kindWrite, wallMS: 1000, request: request, commands: []*replication.Command{cmd}}
 	g := replication.Group{Commands: []*replication.Command{c.encode()}, RequestID: request, Hash: replication.CommandHash(c.commands)}
@@ -94,6 +99,29 @@ func FuzzTransfer(f *testing.F) {
 		verdict(s.do(t, &logCommand{kind: kindMerge, wallMS: 1, body: jsonBody(&part{Region: "eu", ID: "t", Number: v.head.Staged["eu"].Next})}))
 		require.NoError(t, s.put(t, "z", ""))
 	})
+}
+
+// TestDoneIsKeptOfTwoOutcomes: a request that one region refused and another one
+// did counts as done in both, whichever way they hear of it.
+func TestDoneIsKeptOfTwoOutcomes(t *testing.T) {
+	eu, us, asia := newSolo(t, "eu", 10), newSolo(t, "us", 10), newSolo(t, "asia", 10)
+	create := func(s *solo) error { return s.write(t, replication.CmdCreateNode, "x", "r") }
+	require.NoError(t, us.put(t, "x", ""))
+	require.ErrorIs(t, create(us), replication.ErrExists)
+	require.ErrorIs(t, create(us), replication.ErrExists, "the first answer")
+	require.NoError(t, asia.do(t, asia.stageAll(t, us)))
+	require.ErrorIs(t, create(asia), replication.ErrExists, "what us has told")
+
+	require.NoError(t, create(eu))
+	batch, err := outbox{eu.machine}.Read(0, 10, 1<<20)
+	require.NoError(t, err)
+	entry, err := eu.view.settings.Conflict.FromWAL(&batch.Entries[0].WALEntry)
+	require.NoError(t, err)
+	for _, s := range []*solo{us, asia} {
+		require.NoError(t, s.do(t, &logCommand{kind: kindRemote, wallMS: 1000, entries: []*conflict.Entry{entry}}))
+		require.NoError(t, create(s))
+		require.ErrorIs(t, s.put(t, "x", "r"), replication.ErrRequestIDReused)
+	}
 }
 
 // FuzzDecodeRequest: what decodes encodes to the same bytes.
