@@ -94,7 +94,7 @@ func (r *recovery) check() error {
 	id := r.dir.Identity()
 	switch {
 	case id.Mode != string(replication.ModeRaft):
-		return fmt.Errorf("%w: %s belongs to a node of mode %q", replication.ErrInvalidConfig, r.req.DataDir, id.Mode)
+		return fmt.Errorf("%w: %s belongs to a node of mode %q; those of mode raft can be recovered", replication.ErrInvalidConfig, r.req.DataDir, id.Mode)
 	case r.req.NodeID != "" && r.req.NodeID != id.NodeID:
 		return fmt.Errorf("%w: %s is the directory of node %s, not %s", replication.ErrInvalidConfig, r.req.DataDir, id.NodeID, r.req.NodeID)
 	case r.opts.logStores[id.LogStore] == nil:

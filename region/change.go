@@ -117,18 +117,24 @@ func (n *Node) clockBound() time.Duration {
 	return n.settings.clockBound()
 }
 
-// followSettings ends a node whose environment is not what its region has, which
-// an empty node learns only from the log. Changes that come when it has begun are
-// followed; its next start wants them in the environment.
+// with is s with what can be changed as of the region.
+func (s *settings) with(of *settings) *settings {
+	c := *s
+	c.OutboxMaxEntries, c.OutboxMaxBytes, c.Conflict.MaxClockOffsetMS = of.OutboxMaxEntries, of.OutboxMaxBytes, of.Conflict.MaxClockOffsetMS
+	return &c
+}
+
+// followSettings ends a node whose environment is not what its region was founded
+// with, which an empty node learns only from the log. What can be changed is
+// followed, as what the log says of it first need not be what it says last; the
+// next start wants it in the environment.
 func (n *Node) followSettings() {
 	v, _ := n.machine.now()
 	if v.settings == nil || reflect.DeepEqual(v.settings, n.followed) {
 		return
 	}
-	if n.followed == nil {
-		if err := n.settings.differs(v.settings); err != nil {
-			n.alarmed(err)
-		}
+	if err := n.settings.with(v.settings).differs(v.settings); err != nil {
+		n.alarmed(err)
 	} else if err := n.settings.differs(v.settings); err != nil {
 		n.rt.Logger.Warn("the region's settings were changed; the environment has to be, before this node starts again", "detail", err.Error())
 	}

@@ -48,6 +48,11 @@ func (n *Node) warn(h *replication.HealthStatus, v *view) {
 		h.State, h.Healthy, h.Ready = "region_stopped", false, false
 		h.Reasons = append(h.Reasons, err.Error())
 	}
+	if v.settings != nil && n.alarmedBy() == nil {
+		if err := n.settings.differs(v.settings); err != nil {
+			h.Reasons = append(h.Reasons, err.Error())
+		}
+	}
 	if v.settings == nil {
 		h.Ready = false
 		h.Reasons = append(h.Reasons, "the region's settings are not founded yet")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -207,6 +208,7 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 	rejected := make(map[int]error)
 	update := m.TxStorage.Update
 	large, canLarge := m.TxStorage.(replication.LargeTxStorage)
+	inLarge := false
 	for {
 		var t *txn
 		err := update(func(tx replication.Tx) error {
@@ -221,7 +223,11 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 			return t.finish()
 		})
 		if errors.Is(err, errLarge) {
-			update, canLarge = large.UpdateLarge, false
+			update, canLarge, inLarge = large.UpdateLarge, false, true
+			continue
+		}
+		if inLarge && errors.Is(err, syscall.ENOSPC) { // no room for a copy; there may be enough memory
+			update, inLarge = m.TxStorage.Update, false
 			continue
 		}
 		if errors.Is(err, errAgain) {

@@ -9,6 +9,7 @@ import (
 	"runtime/metrics"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,23 +128,28 @@ func TestMergeMemory(t *testing.T) {
 type largeCounter struct {
 	*boltgraph.Store
 	count int
+	full  bool // there is no room for a copy
 }
 
 func (l *largeCounter) UpdateLarge(fn func(replication.Tx) error) error {
 	l.count++
+	if l.full {
+		return fmt.Errorf("copying: %w", &os.PathError{Op: "write", Path: "g.db", Err: syscall.ENOSPC})
+	}
 	return l.Store.UpdateLarge(fn)
 }
 
 // TestLargeMergeIsTheSame: a Storage with large transactions ends where one
-// without ends, rows and graph.
+// without ends, rows and graph, and one whose disk is too full for them, too.
 func TestLargeMergeIsTheSame(t *testing.T) {
 	defer func(was uint64) { largeBytes = was }(largeBytes)
 	largeBytes = 0
 	sender := newSolo(t, "eu", 10)
 	sender.fill(t, 600, "n")
 	store, mem := &largeCounter{Store: openStore(t, "g.db")}, testharness.NewMemStore()
+	full := &largeCounter{Store: openStore(t, "full.db"), full: true}
 	var rows []string
-	for _, storage := range []replication.Storage{store, mem} {
+	for _, storage := range []replication.Storage{store, mem, full} {
 		s := newSoloOver(t, storage, "us", 10)
 		s.fill(t, 300, "n")
 		merge := s.stageAll(t, sender)
@@ -161,8 +167,12 @@ func TestLargeMergeIsTheSame(t *testing.T) {
 		rows = append(rows, all.String())
 	}
 	require.Equal(t, 1, store.count, "the merge alone")
+	require.Equal(t, 1, full.count)
 	require.Equal(t, rows[0], rows[1])
-	stats, err := store.Stats()
-	require.NoError(t, err)
-	require.Equal(t, mem.Stats().Digest, stats.Digest)
+	require.Equal(t, rows[0], rows[2])
+	for _, s := range []*largeCounter{store, full} {
+		stats, err := s.Stats()
+		require.NoError(t, err)
+		require.Equal(t, mem.Stats().Digest, stats.Digest)
+	}
 }

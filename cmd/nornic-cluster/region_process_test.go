@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,6 +291,45 @@ func TestRegionsSurviveKillsPausesAndCuts(t *testing.T) {
 		for _, id := range l.writes[0] {
 			require.NotEmpty(t, nodes[id], "%s was acknowledged", id)
 		}
+	}
+}
+
+// TestRegionsLargeStateSurvivesKill9: a state that is merged in a copy of the
+// graph's file; nodes that merge it are killed at that.
+func TestRegionsLargeStateSurvivesKill9(t *testing.T) {
+	r := startRegions(t, clusterPrefix+"OUTBOX_MAX_ENTRIES=50")
+	r.cut()
+	var lines strings.Builder
+	value := strings.Repeat("v", 1000)
+	for i := range 12_000 {
+		fmt.Fprintf(&lines, `{"type":"node","id":"n%d","labels":["N"],"properties":{"i":%d,"v":%q}}`+"\n", i, i, value)
+	}
+	file := filepath.Join(t.TempDir(), "graph.jsonl")
+	require.NoError(t, os.WriteFile(file, []byte(lines.String()), 0o600))
+	_, errs, status := runCommand(t, "import", "--addr", strings.Join(urls(r.nodes["eu"]), ","), file)
+	require.Zero(t, status, errs)
+	r.write("us", `{"type":"node","id":"n7","labels":["N"],"properties":{"i":-7}}`)
+	r.heal()
+	var killed []*process
+	deadline := time.Now().Add(patience)
+	for len(killed) < 2 && time.Now().Before(deadline) { // or all three
+		for _, p := range r.nodes["us"] {
+			_, err := os.Stat(filepath.Join(p.data, "graph.db.restoring"))
+			if err == nil && !slices.Contains(killed, p) {
+				p.kill9()
+				killed = append(killed, p)
+			}
+		}
+	}
+	require.GreaterOrEqual(t, len(killed), 2, "nobody merges a large state")
+	for _, p := range killed {
+		p.start()
+	}
+	r.same()
+	require.EqualValues(t, -7, property(t, killed[0], "n7", "i"), "written without knowing of the other, and later")
+	for _, p := range r.all() {
+		_, err := os.Stat(filepath.Join(p.data, "graph.db.restoring"))
+		require.ErrorIs(t, err, os.ErrNotExist)
 	}
 }
 
