@@ -10,7 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nornicdb/replication")
+	"github.com/nornicdb/replication"
+)
 
 var (
 	wildFrom  = flag.Uint64("wild.from", 1, "first seed of TestWildChaos")
