@@ -60,6 +60,16 @@ func TestSettingsChange(t *testing.T) {
 		require.ErrorContains(t, f.Start(t.Context(), restarted), "NORNICDB_CLUSTER_OUTBOX_MAX_ENTRIES: \"1000\" here, the region has \"5\"")
 		restarted.Config.Region.OutboxMaxEntries = 5
 		require.NoError(t, f.Start(t.Context(), restarted))
+		require.Contains(t, fmt.Sprint(f.nodes["eu"][0].Health().Reasons), "OUTBOX_MAX_ENTRIES: \"1000\" here")
+		require.NotContains(t, fmt.Sprint(restarted.Health().Reasons), "OUTBOX")
+		empty := f.nodes["eu"][1]
+		f.Crash(empty)
+		f.Wipe(empty)
+		empty.Config.Region.OutboxMaxEntries = 5 // which is not what the log says first
+		require.NoError(t, f.Start(t.Context(), empty))
+		f.settings("eu", func(s *replication.RegionSettings) bool { return s.OutboxMaxEntries == 5 })
+		require.NoError(t, empty.Replicator().Apply(put(t, "x", nil), time.Minute))
+		require.NotEqual(t, "region_stopped", empty.Replicator().Health().State)
 		f.Net.Partition(f.ids("eu"), f.ids("us"))
 		for i := range 20 {
 			f.apply("eu", put(t, fmt.Sprint("n", i), nil))
