@@ -154,7 +154,7 @@ func settled(tb testing.TB, from replication.Replicator, all []replication.Repli
 			s := r.(*region.Node).Status()
 			return s.NeedsMark || s.Rows > 0 || s.Uncollected > 0
 		})
-	}, patience, time.Millisecond)
+	}, patience, 20*time.Millisecond) // looking costs, and is counted
 }
 
 // cpuTime is the processor time that this process has used.
