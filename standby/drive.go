@@ -277,6 +277,9 @@ const maxRetainBytes = 1 << 30
 
 func (n *Node) compact() {
 	applied := n.applier.Position() // before kept is asked: a snapshot that begins after it stands no lower
+	if n.applier.Failure() != nil {
+		return
+	}
 	if err := n.flush(); err != nil {
 		n.rt.Logger.Warn("the log is not compacted", "error", err)
 		return
@@ -304,7 +307,7 @@ func (n *Node) commitLoop() {
 		}
 		position, ok := n.machine.commit(n.now(), n.log.Durable().Position)
 		if ok {
-			if position > n.feed.Committed() {
+			if position > n.feed.Committed() && n.machine.hasLease { // somebody follows, who is to hear of it
 				n.signal(n.kick)
 			}
 			n.feed.Commit(position)
