@@ -76,7 +76,7 @@ func (c *Core) examineAll() error {
 	return c.enqueueMany(&later)
 }
 
-// enqueueMany is enqueueLater for many keys: it holds a block at a time.
+// enqueueMany is enqueueLater for many keys: it holds few blocks at a time.
 func (c *Core) enqueueMany(w *waiting) error {
 	order := make([]int, len(w.dots))
 	for i := range order {
