@@ -246,8 +246,8 @@ func (l *Log) tellAll() {
 func (l *Log) writeLoop() {
 	defer close(l.done)
 	for range l.wake {
-		for l.sync() {
-			l.gather()
+		for n := l.sync(); n > 0; n = l.sync() {
+			l.gather(min(n/2, enoughEntries))
 		}
 		l.mu.Lock()
 		l.idle = len(l.pending) == 0
@@ -262,28 +262,34 @@ func (l *Log) writeLoop() {
 func (l *Log) lockStore()   { l.storeLock <- struct{}{} }
 func (l *Log) unlockStore() { <-l.storeLock }
 
+// enoughEntries share a sync's cost so far that to wait for more of them costs more
+// than it saves.
+const enoughEntries = 32
+
 // gather gives those whom a sync woke the chance to join the next one: as long
 // as entries keep coming it lets others run, without ever waiting for time to
-// pass.
-func (l *Log) gather() {
+// pass. It ends when there are enough: while some are written, those before them
+// are applied and answered, and come back.
+func (l *Log) gather(enough int) {
 	const maxYields = 16
-	for pending := -1; ; {
+	most := 0
+	for yields := 0; yields < maxYields; yields++ {
 		l.mu.Lock()
 		n := len(l.pending)
 		l.mu.Unlock()
-		if n == pending {
+		if n >= max(enough, 1) {
 			return
 		}
-		pending = n
-		for range maxYields {
-			runtime.Gosched()
+		if n > most {
+			most, yields = n, 0
 		}
+		runtime.Gosched()
 	}
 }
 
-// sync stores what is pending now, as much as one call takes; false: nothing
-// was.
-func (l *Log) sync() bool {
+// sync stores what is pending now, as much as one call takes, and returns how many
+// entries that were.
+func (l *Log) sync() int {
 	l.lockStore()
 	defer l.unlockStore()
 	l.mu.Lock()
@@ -296,7 +302,7 @@ func (l *Log) sync() bool {
 	}
 	if len(batch) == 0 || l.err != nil {
 		l.mu.Unlock()
-		return false
+		return 0
 	}
 	// The stream reads what one sync takes at once, not entry by entry.
 	l.handed = max(l.handed, batch[len(batch)-1].entry.Position)
@@ -305,10 +311,10 @@ func (l *Log) sync() bool {
 	l.mu.Unlock()
 	logs, segments := pack(next, batch, l.opts.blockEntries)
 	if err := l.storeLogs(logs); err != nil {
-		return false
+		return 0
 	}
 	l.took(batch, segments)
-	return true
+	return len(batch)
 }
 
 // storeLogs stores blocks; an error ends the log. The store is locked.
