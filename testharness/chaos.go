@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -245,6 +246,7 @@ func (r *chaosRun) storm(ctx context.Context) {
 		r.c.Transcript.Add("plan", "%s", s)
 	}
 	d := &director{c: r.c, seed: r.Seed, active: make(map[int]Step), failed: r.failed,
+		corrupts: slices.ContainsFunc(plan, func(s Step) bool { return s.Kind == FaultCorruption }),
 		onWipe: func(m *Member) {
 			r.obs.Forget(m.ID)
 			r.apps.Watch(m.ID+" (wiped)", m.Store())

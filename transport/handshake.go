@@ -311,7 +311,7 @@ func (t *Transport) checkProof(r *bufio.Reader, script []byte) error {
 	}
 	e, err := decodeEnvelope(frame)
 	if err != nil {
-		return &rejection{reason: "malformed", err: err}
+		return &rejection{reason: "malformed", err: fmt.Errorf("%w: no proof came: %w", replication.ErrUnauthenticated, err)}
 	}
 	var proof replication.HelloRequest
 	if e.Type != int(replication.MsgHello) || json.Unmarshal(e.Payload, &proof) != nil || len(proof.MAC) == 0 {

@@ -3,6 +3,7 @@ package transport
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -454,5 +455,26 @@ func TestRegionStreams(t *testing.T) {
 	for name, d := range map[string]*Transport{"other settings": dialer("us", "other"), "same region": dialer("eu", "h"), "unknown": dialer("mars", "h")} {
 		_, err := d.ConnectRegion(t.Context(), addr)
 		require.ErrorIs(t, err, replication.ErrWrongPeer, name)
+	}
+}
+
+// What comes instead of a proof is no proof, whatever is wrong with it: the answer
+// says that and no more.
+func TestUnreadableProofIsRefusedAsNone(t *testing.T) {
+	server := newTransport(t, "s", withSecret(secret))
+	hello, err := json.Marshal(newTransport(t, "d", withSecret(secret)).hello(replication.StreamRPC))
+	require.NoError(t, err)
+	addr := serve(t, server, "127.0.0.1:0")
+	for _, proof := range []string{`{"t":21,"n":"d","e":1.5,"p":{}}`, `{"t":21,"n":"d","p":7}`, `{"t":21,"n":"d"`, `{"t":7,"n":"d","p":{}}`} {
+		c := raw(t, addr, append(frameOf(`{"t":21,"n":"d","p":`+string(hello)+`}`), frameOf(proof)...))
+		r := bufio.NewReader(c)
+		_, err = readFrame(r, 1<<20) // the server's Hello
+		require.NoError(t, err)
+		frame, err := readFrame(r, 1<<20)
+		require.NoError(t, err, proof)
+		e, err := decodeEnvelope(frame)
+		require.NoError(t, err)
+		require.NotNil(t, e.Failure)
+		require.Equal(t, "unauthenticated", e.Failure.Code, proof)
 	}
 }
