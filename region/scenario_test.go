@@ -215,9 +215,11 @@ func TestRefusals(t *testing.T) {
 		require.NoError(t, err)
 		_, err = eu.ApplyBatch(t.Context(), []*replication.Command{{Type: replication.CmdCypher, Data: query}})
 		require.ErrorIs(t, err, replication.ErrOpaqueWrite)
-		for _, own := range []replication.CommandType{33, 34, 35, 36} {
-			_, err = eu.ApplyBatch(t.Context(), []*replication.Command{{Type: own}})
-			require.ErrorIs(t, err, replication.ErrInvalidCommand, "type %d is not a client's", own)
+		for own := replication.CommandType(32); own < replication.CmdEmbedder; own++ {
+			for _, data := range []string{"", `{"outbox_max_entries":5}`} {
+				_, err = eu.ApplyBatch(t.Context(), []*replication.Command{{Type: own, Data: []byte(data)}})
+				require.ErrorIs(t, err, replication.ErrInvalidCommand, "type %d is not a client's", own)
+			}
 		}
 		_, err = eu.ReadBarrier(t.Context(), replication.ConsistencyQuorum)
 		require.ErrorIs(t, err, replication.ErrUnsupported)

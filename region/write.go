@@ -110,7 +110,7 @@ func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uin
 		case c == nil:
 		case c.Type >= replication.CmdEmbedder:
 			return 0, fmt.Errorf("%w: %s", replication.ErrOpaqueWrite, c.Type)
-		case c.Type == cmdResolve || c.Type == cmdPromote:
+		case c.Type >= cmdLog: // of this package, whatever it may come to have
 			return 0, fmt.Errorf("%w: no operation for type %s", replication.ErrInvalidCommand, c.Type)
 		}
 	}
