@@ -50,11 +50,11 @@ func (l *lags) look(m replication.Meta) error {
 			list[region] = before
 			continue
 		}
-		row, err := m.GetMeta(outboxRow(first.pos))
+		row, err := (&blockReader{m: m}).entry(first.pos)
 		if err != nil {
 			return err
 		}
-		e, err := conflict.DecodeEntry(row)
+		e, err := conflict.DecodeOwn(row)
 		if err != nil {
 			return err
 		}

@@ -100,6 +100,15 @@ func newMachine(storage replication.Storage) (*machine, error) {
 	if !errors.Is(err, errProbe) {
 		return nil, err
 	}
+	err = tx.View(func(m replication.Meta) error {
+		if _, ok := m.(conflict.ReadStore); !ok {
+			return fmt.Errorf("%w: multi-region mode needs a storage whose views read nodes (conflict.ReadStore)", replication.ErrUnsupported)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	return m, m.reload()
 }
 
@@ -265,7 +274,8 @@ type txn struct {
 	calls     int           // commands so far
 	rejected  map[int]error // by number: what is left out, and why
 	resettled bool          // settings were changed
-	buffer    []byte        // room for an outbox row
+	blocks    blocks        // of the outbox
+	buffer    []byte        // room for an encoded entry
 	// mayBeLarge: this is no large transaction, and it can be run again as one.
 	mayBeLarge bool
 }
@@ -366,6 +376,9 @@ func (t *txn) finish() error {
 		return nil
 	}
 	if err := t.core.Save(); err != nil {
+		return err
+	}
+	if err := t.blocks.tail.save(t.Tx); err != nil {
 		return err
 	}
 	t.status = t.core.Status()

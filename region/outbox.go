@@ -1,7 +1,6 @@
 package region
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,7 +14,8 @@ import (
 //
 //	s          settings, JSON
 //	h          header, JSON
-//	o<pos>     an entry of the outbox
+//	o<block>   a block of the outbox
+//	l<pos>     an entry of the outbox that is too large for a block
 //	t<region><row> a staged row of another region's state
 //	q<number>  what became of a request in another region
 //	r<id>      its number
@@ -24,6 +24,7 @@ const (
 	rowSettings = rowPrefix + "s"
 	rowHeader   = rowPrefix + "h"
 	rowOutbox   = rowPrefix + "o"
+	rowLarge    = rowPrefix + "l"
 	rowStaged   = rowPrefix + "t"
 
 	rowRequestAt = rowPrefix + "q"
@@ -67,8 +68,6 @@ func readHeader(m replication.Meta) (h header, err error) {
 	return h, nil
 }
 
-func outboxRow(pos uint64) []byte { return binary.BigEndian.AppendUint64([]byte(rowOutbox), pos) }
-
 // errEntryTooLarge is a verdict: the effects of the write fit no frame. What
 // was done of it is rolled back.
 var errEntryTooLarge = errors.New("the write's effects do not fit a frame between regions")
@@ -83,7 +82,7 @@ func (t *txn) emit(e *conflict.Entry, err error) error {
 	if uint64(len(data)) > t.settings.MaxEntryBytes {
 		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, len(data), t.settings.MaxEntryBytes)
 	}
-	if err := t.SetMeta(outboxRow(e.Dot.Pos), data); err != nil {
+	if err := t.blocks.add(t.Tx, e.Dot.Pos, data); err != nil {
 		return err
 	}
 	t.head.Last = e.Dot.Pos
@@ -113,15 +112,11 @@ func (t *txn) trim() error {
 				return nil
 			}
 		}
-		key := outboxRow(h.First)
-		row, err := t.GetMeta(key)
+		size, err := t.blocks.drop(t.Tx, h.First)
 		if err != nil {
 			return err
 		}
-		if err := t.SetMeta(key, nil); err != nil {
-			return err
-		}
-		h.Bytes -= uint64(len(row))
+		h.Bytes -= uint64(size)
 		h.First++
 	}
 	return nil
@@ -178,8 +173,9 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 		case after > v.head.Last:
 			return fmt.Errorf("%w: the outbox ends at %d, the peer has %d", walstream.ErrAhead, v.head.Last, after)
 		}
+		from := blockReader{m: m}
 		for pos := after + 1; pos <= v.head.Last && len(b.Entries) < maxEntries; pos++ {
-			row, err := m.GetMeta(outboxRow(pos))
+			row, err := from.entry(pos)
 			if err != nil {
 				return err
 			}

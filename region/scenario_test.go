@@ -247,6 +247,7 @@ func TestStorageIsRefused(t *testing.T) {
 		"no transactions":      struct{ replication.Storage }{store},
 		"no snapshots":         struct{ replication.TxStorage }{store},
 		"no view of the graph": blind{store},
+		"views without nodes":  blindViews{store},
 	} {
 		_, err := replication.New(cfg, s, replication.Modes{replication.ModeMultiRegion: region.New})
 		require.ErrorIs(t, err, replication.ErrUnsupported, name)
@@ -261,6 +262,13 @@ type blind struct{ *testharness.MemStore }
 
 func (b blind) Update(fn func(replication.Tx) error) error {
 	return b.MemStore.Update(func(tx replication.Tx) error { return fn(struct{ replication.Tx }{tx}) })
+}
+
+// blindViews is a storage that reads the graph in transactions that write alone.
+type blindViews struct{ *testharness.MemStore }
+
+func (b blindViews) View(fn func(replication.Meta) error) error {
+	return b.MemStore.View(func(m replication.Meta) error { return fn(struct{ replication.Meta }{m}) })
 }
 
 // TestOtherSettings: regions that would diverge do not exchange anything.

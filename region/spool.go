@@ -76,7 +76,7 @@ func (s *spool) write(out *json.Encoder, m replication.Meta) error {
 		}
 		return nil
 	}
-	if err := conflict.ExportState(m, add); err != nil {
+	if err := conflict.ExportState(m.(conflict.ReadStore), add); err != nil {
 		return err
 	}
 	if err := exportRequests(m, add); err != nil {

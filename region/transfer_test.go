@@ -73,7 +73,7 @@ func FuzzTransfer(f *testing.F) {
 		return nil
 	}
 	require.NoError(f, peer.View(func(m replication.Meta) error {
-		if err := conflict.ExportState(m, give); err != nil {
+		if err := conflict.ExportState(m.(conflict.ReadStore), give); err != nil {
 			return err
 		}
 		return exportRequests(m, give)

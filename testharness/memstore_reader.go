@@ -2,14 +2,14 @@ package testharness
 
 import "github.com/nornicdb/replication"
 
-// The methods of memTx by which the conflict resolution of multi-region mode
-// looks at the graph inside a transaction (conflict.GraphReader).
+// The methods of memState by which the conflict resolution of multi-region mode
+// looks at the graph inside a transaction (conflict.GraphReader, conflict.ReadStore).
 
 // HasNode says whether there is a node.
-func (t *memTx) HasNode(id replication.NodeID) (bool, error) { return t.nodes.has(id), nil }
+func (t *memState) HasNode(id replication.NodeID) (bool, error) { return t.nodes.has(id), nil }
 
 // GetNode returns the node, nil where there is none.
-func (t *memTx) GetNode(id replication.NodeID) (*replication.Node, error) {
+func (t *memState) GetNode(id replication.NodeID) (*replication.Node, error) {
 	n, ok := t.nodes.get(id)
 	if !ok {
 		return nil, nil
@@ -18,7 +18,7 @@ func (t *memTx) GetNode(id replication.NodeID) (*replication.Node, error) {
 }
 
 // GetEdge returns the edge without an ID, nil where there is none.
-func (t *memTx) GetEdge(from, to replication.NodeID, relType string) (*replication.Edge, error) {
+func (t *memState) GetEdge(from, to replication.NodeID, relType string) (*replication.Edge, error) {
 	e, ok := t.out.get(edgeKey{near: from, kind: relType, other: to})
 	if !ok {
 		return nil, nil
@@ -28,7 +28,7 @@ func (t *memTx) GetEdge(from, to replication.NodeID, relType string) (*replicati
 
 // ScanEdges calls fn for each edge that starts at the node, then for each that
 // ends there.
-func (t *memTx) ScanEdges(id replication.NodeID, fn func(*replication.Edge) error) error {
+func (t *memState) ScanEdges(id replication.NodeID, fn func(*replication.Edge) error) error {
 	for _, index := range []tree[edgeKey, *memEdge]{t.out, t.in} {
 		for k, e := range index.from(edgeKey{near: id}) {
 			if k.near != id {

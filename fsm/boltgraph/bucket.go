@@ -34,11 +34,28 @@ type bucket struct {
 	cursor *bbolt.Cursor // of base, for get: bbolt's own Get makes a new one each time
 	frozen *layerNode
 	latest layerEdit
+	last   lookup
+}
+
+// lookup is what get found last: who changes a thing has often looked whether it
+// is there before.
+type lookup struct {
+	valid      bool
+	key, value []byte
 }
 
 // get returns a value that must not be changed, and is valid as long as the
 // transaction; nil where there is none.
 func (b *bucket) get(key []byte) []byte {
+	if b.last.valid && bytes.Equal(b.last.key, key) {
+		return b.last.value
+	}
+	v := b.find(key)
+	b.last = lookup{valid: true, key: append(b.last.key[:0], key...), value: v}
+	return v
+}
+
+func (b *bucket) find(key []byte) []byte {
 	if v, known := b.latest.root.get(key); known {
 		return v
 	}
@@ -55,7 +72,10 @@ func (b *bucket) get(key []byte) []byte {
 }
 
 // put sets a value; nil deletes it. It keeps both slices.
-func (b *bucket) put(key, value []byte) { b.latest.put(key, value) }
+func (b *bucket) put(key, value []byte) {
+	b.last.valid = false
+	b.latest.put(key, value)
+}
 
 // scan calls fn for each key with the prefix, in order, until it fails. What fn
 // writes to the bucket it does not see.

@@ -3,7 +3,6 @@ package boltgraph
 import (
 	"bytes"
 	"slices"
-	"sort"
 )
 
 // A layer is a sorted map in memory: changes that the file does not have yet. It
@@ -27,8 +26,19 @@ const (
 
 // find returns where key is, or belongs.
 func (n *layerNode) find(key []byte) (int, bool) {
-	i := sort.Search(len(n.items), func(i int) bool { return bytes.Compare(n.items[i].key, key) >= 0 })
-	return i, i < len(n.items) && bytes.Equal(n.items[i].key, key)
+	low, high := 0, len(n.items)
+	for low < high {
+		middle := (low + high) / 2
+		switch c := bytes.Compare(n.items[middle].key, key); {
+		case c == 0:
+			return middle, true
+		case c < 0:
+			low = middle + 1
+		default:
+			high = middle
+		}
+	}
+	return low, false
 }
 
 // get returns the value of a key; known says whether the layer has one, nil for

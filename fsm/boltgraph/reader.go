@@ -3,7 +3,7 @@ package boltgraph
 import "github.com/nornicdb/replication"
 
 // The methods of tx by which the conflict resolution of multi-region mode
-// looks at the graph inside a transaction (conflict.GraphReader).
+// looks at the graph inside a transaction (conflict.GraphReader, conflict.ReadStore).
 
 // HasNode says whether there is a node.
 func (t *tx) HasNode(id replication.NodeID) (bool, error) {

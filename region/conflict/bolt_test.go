@@ -55,7 +55,7 @@ func replay(t *testing.T, store *boltgraph.Store, s *sim, r int) {
 	}
 	require.NoError(t, store.View(func(m replication.Meta) error {
 		got := newStore()
-		require.NoError(t, ExportState(m, got.SetMeta))
+		require.NoError(t, ExportState(m.(ReadStore), got.SetMeta))
 		want := newStore()
 		require.NoError(t, ExportState(s.regions[r].store, want.SetMeta))
 		require.Equal(t, len(want.rows), len(got.rows))

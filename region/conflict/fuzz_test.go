@@ -104,7 +104,11 @@ func FuzzRows(f *testing.F) {
 			require.ErrorIs(t, err, ErrDamagedRow)
 		}
 		if n, err := decodeNode("a", row); err == nil {
-			require.Equal(t, row, rowOf(n.appendRow, row[1]))
+			write := n.appendRegisters
+			if n.bare {
+				write = n.appendRow
+			}
+			require.Equal(t, row, rowOf(write, row[1]))
 		} else {
 			require.ErrorIs(t, err, ErrDamagedRow)
 		}

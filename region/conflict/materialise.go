@@ -168,6 +168,9 @@ func (c *Core) storedNode(id string) (*replication.Node, error) {
 // unstore copies what only the Storage holds of a node into the registers,
 // before the node goes: the delete may yet lose.
 func (c *Core) unstore(n *node) error {
+	if err := n.fetch(c.store); err != nil {
+		return err
+	}
 	if n.life.stored {
 		n.life = settledRegister(exists)
 	}

@@ -18,23 +18,28 @@ func (c *Core) merge(o *op) error {
 	switch o.kind {
 	case opCreateNode:
 		c.put(&n.life, FieldNode, exists)
-		c.putWhole(n, o.value, o.props)
+		if err := c.putWhole(n, o.value, o.props); err != nil {
+			return err
+		}
 		return c.bear(n)
 	case opUpdateNode:
 		c.put(&n.life, FieldNode, exists)
-		c.putWhole(n, o.value, o.props)
+		return c.putWhole(n, o.value, o.props)
 	case opDeleteNode:
 		c.put(&n.life, FieldNode, "")
 	case opSetProperty:
 		c.put(&n.life, FieldNode, exists)
-		c.putProperty(n, o.key, o.value)
+		return c.putProperty(n, o.key, o.value)
 	case opFixLife:
 		c.put(&n.life, FieldNode, exists)
 	case opFixLabels:
+		if err := n.fetch(c.store); err != nil {
+			return err
+		}
 		n.whole = true
 		c.put(&n.labels, FieldLabels, o.value)
 	case opFixProperty:
-		c.putProperty(n, o.key, o.value)
+		return c.putProperty(n, o.key, o.value)
 	}
 	return nil
 }
@@ -71,21 +76,28 @@ func (c *Core) put(r *register, f Field, value string) {
 }
 
 // putProperty writes one property, whose register starts as a copy of fill.
-func (c *Core) putProperty(n *node, name, value string) {
+func (c *Core) putProperty(n *node, name, value string) error {
+	if err := n.fetch(c.store); err != nil {
+		return err
+	}
 	r := n.property(name)
 	if r == nil {
 		r = n.setProperty(name, n.fill.clone())
 	}
 	c.put(r, FieldProperty, value)
 	n.written = append(n.written, name)
+	return nil
 }
 
 // putWhole writes labels and every property, also those that are left out.
-func (c *Core) putWhole(n *node, labels string, props []prop) {
+func (c *Core) putWhole(n *node, labels string, props []prop) error {
 	n.whole = true
 	if c.replacesAll(n) {
 		c.replaceAll(n, labels, props)
-		return
+		return nil
+	}
+	if err := n.fetch(c.store); err != nil {
+		return err
 	}
 	c.put(&n.labels, FieldLabels, labels)
 	for _, p := range props {
@@ -102,11 +114,13 @@ func (c *Core) putWhole(n *node, labels string, props []prop) {
 		c.put(&r.register, FieldProperty, value)
 	}
 	c.put(&n.fill, FieldProperty, "")
+	return nil
 }
 
 // replacesAll says whether the current write replaces all labels and properties,
 // none of which is in conflict, as most do. No register then has anything that
-// fill has not, so the names that the write leaves out need none.
+// fill has not, so the names that the write leaves out need none, and what is
+// replaced need not be loaded.
 func (c *Core) replacesAll(n *node) bool {
 	replaced := func(r *register) bool {
 		return len(r.versions) <= 1 && !r.pending.Covers(c.w.dot) &&
@@ -142,7 +156,7 @@ func (c *Core) replaceAll(n *node, labels string, props []prop) {
 	for _, p := range props {
 		n.props = append(n.props, property{p.name, one(p.value, before)})
 	}
-	n.given = c.given
+	n.given, n.bare = c.given, false
 }
 
 // bear notes that the current write created the node afresh: the edges that
@@ -167,6 +181,9 @@ func (c *Core) bear(n *node) error {
 func (c *Core) adopt(n *node, b *birth) error {
 	if !b.known() || c.head.applied.Contains(&b.dots) {
 		return nil
+	}
+	if err := n.fetch(c.store); err != nil {
+		return err
 	}
 	n.whole, n.given = true, nil
 	n.labels.forget(Dot{}, &b.past)

@@ -89,10 +89,13 @@ func TestSettleWholeWrite(t *testing.T) {
 			n.birth.past = vector.Draw(t, "past")
 		}
 		row := rowOf(n.appendRow, flagShown)
-		require.EqualValues(t, rowWholeWrite, row[0])
+		require.EqualValues(t, rowShownWrite, row[0])
 		n.flags(flagShown)
 		back, err := decodeNode("x", row)
 		require.NoError(t, err)
+		graph := newStore()
+		graph.nodes["x"] = &replication.Node{ID: "x", Labels: []string{"L"}, Properties: map[string]any{"k": int64(1)}}
+		require.NoError(t, back.fetch(graph))
 		require.Equal(t, n, back)
 
 		head := header{settings: regions(strategy, 3), rows: 1, bytes: uint64(len(nodeRow("x")) + len(row))}

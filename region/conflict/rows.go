@@ -28,12 +28,13 @@ const (
 	rowConflict = rowPrefix + "c"
 )
 
-// Versions of rows. A node all of whose registers have one version of one write
-// has a row of its own kind: nearly every row is of that kind.
+// Versions of rows. A node that is shown, all of whose labels and properties have
+// one version of one write, has a row of its own kind, which leaves their values
+// to the Storage: nearly every row is of that kind.
 const (
-	headerVersion = 2
+	headerVersion = 3
 	rowVersion    = 1
-	rowWholeWrite = 2
+	rowShownWrite = 3
 )
 
 // flags of node and edge rows
@@ -183,21 +184,26 @@ func decodeHeader(b []byte) (h header, err error) {
 
 // appendRow appends the node's row.
 func (n *node) appendRow(w *writer, flags byte) {
-	if v, ok := n.wholeWrite(); ok {
-		w.byte(rowWholeWrite)
+	if v, ok := n.wholeWrite(); ok && flags&flagShown != 0 {
+		w.byte(rowShownWrite)
 		w.byte(flags)
 		w.dot(v.dot)
 		w.uint(v.time)
-		w.vector(&n.life.pending)
+		w.vector(&n.labels.pending)
 		w.birth(&n.birth)
-		w.string(n.labels.versions[0].value)
-		w.uint(uint64(len(n.props)))
-		for i := range n.props {
-			w.string(n.props[i].name)
-			w.string(n.props[i].versions[0].value)
+		if n.bornBy(v) {
+			w.byte(1)
+			return
 		}
+		w.byte(0)
+		w.register(&n.life)
 		return
 	}
+	n.appendRegisters(w, flags)
+}
+
+// appendRegisters appends a row that has all values.
+func (n *node) appendRegisters(w *writer, flags byte) {
 	w.byte(rowVersion)
 	w.byte(flags)
 	w.register(&n.life)
@@ -211,25 +217,34 @@ func (n *node) appendRow(w *writer, flags byte) {
 	}
 }
 
-// wholeWrite says whether all that is known of the node is one write of the
-// whole node, and returns what it says of its life.
+// wholeWrite says whether all labels and properties are of one write of the whole
+// node that is not settled, and returns it.
 func (n *node) wholeWrite() (v *version, ok bool) {
-	if len(n.life.versions) != 1 || n.life.versions[0].value != exists {
+	if len(n.labels.versions) != 1 || n.labels.versions[0].dot == (Dot{}) {
 		return nil, false
 	}
-	v = &n.life.versions[0]
-	same := func(r *register) bool {
-		return len(r.versions) == 1 && r.versions[0].dot == v.dot && r.versions[0].time == v.time && r.pending == n.life.pending
-	}
-	if !same(&n.labels) || !same(&n.fill) || n.fill.versions[0].value != "" {
+	v = &n.labels.versions[0]
+	if !n.fill.isPartOf(&n.labels) || n.fill.versions[0].value != "" {
 		return nil, false
 	}
 	for i := range n.props {
-		if !same(&n.props[i].register) {
+		if !n.props[i].isPartOf(&n.labels) {
 			return nil, false
 		}
 	}
 	return v, true
+}
+
+// bornBy says whether the write of all labels and properties is all that is known
+// of the node's life, too.
+func (n *node) bornBy(v *version) bool {
+	return n.life.isPartOf(&n.labels) && n.life.versions[0].value == exists
+}
+
+// isPartOf says whether both registers have one version, of the same write.
+func (r *register) isPartOf(o *register) bool {
+	return len(r.versions) == 1 && len(o.versions) == 1 && r.versions[0].dot == o.versions[0].dot &&
+		r.versions[0].time == o.versions[0].time && r.pending == o.pending
 }
 
 func decodeNode(id string, b []byte) (*node, error) {
@@ -243,8 +258,8 @@ func (n *node) decode(b []byte) error {
 	switch r.byte() {
 	case rowVersion:
 		n.readRegisters(r)
-	case rowWholeWrite:
-		n.readWholeWrite(r)
+	case rowShownWrite:
+		n.readShownWrite(r)
 	default:
 		r.fail()
 	}
@@ -263,12 +278,10 @@ func (n *node) readRegisters(r *reader) {
 		n.props = append(n.props, property{name: r.string(), register: r.register()})
 		n.checkOrder(r)
 	}
-	if _, whole := n.wholeWrite(); whole { // has the other form
-		r.fail()
-	}
 }
 
-func (n *node) readWholeWrite(r *reader) {
+// readShownWrite reads a row that leaves values to the Storage; see fetch.
+func (n *node) readShownWrite(r *reader) {
 	n.flags(r.byte())
 	v := version{dot: r.dot(), time: r.uint()}
 	pending := r.vector()
@@ -278,11 +291,19 @@ func (n *node) readWholeWrite(r *reader) {
 		versions[0] = version{v.dot, v.time, value}
 		return register{versions: versions, pending: pending}
 	}
-	n.life, n.fill = one(exists), one("")
-	n.labels = one(r.string())
-	for i, count := 0, n.makeProps(r); i < count && r.err == nil; i++ {
-		n.props = append(n.props, property{name: r.string(), register: one(r.string())})
-		n.checkOrder(r)
+	n.labels, n.fill, n.bare = one(""), one(""), true
+	switch r.byte() {
+	case 1:
+		n.life = one(exists)
+	case 0:
+		if n.life = r.register(); n.bornBy(&v) { // has the other form
+			r.fail()
+		}
+	default:
+		r.fail()
+	}
+	if v.dot == (Dot{}) || !n.inStorage {
+		r.fail()
 	}
 }
 
@@ -303,7 +324,7 @@ func (n *node) checkOrder(r *reader) {
 	}
 }
 
-// rowHead is how a whole write's row begins.
+// rowHead is how the row of a shown write begins.
 type rowHead struct {
 	flags   byte
 	dot     Dot
@@ -311,17 +332,18 @@ type rowHead struct {
 	birth   birth
 }
 
-// peekWholeWrite reads the head of a node's row; not ok: it is of another kind.
-func peekWholeWrite(row []byte) (h rowHead, ok bool) {
+// peekShownWrite reads a node's row of which one write is all that is known; not
+// ok: it is of another kind.
+func peekShownWrite(row []byte) (h rowHead, ok bool) {
 	r := &reader{b: row}
-	if r.byte() != rowWholeWrite {
+	if r.byte() != rowShownWrite {
 		return h, false
 	}
 	h.flags = r.byte()
 	h.dot = r.dot()
 	r.uint()
 	h.pending, h.birth = r.vector(), r.birth()
-	return h, r.err == nil
+	return h, r.byte() == 1 && r.done() == nil
 }
 
 // appendRow appends the edge's row.

@@ -130,12 +130,24 @@ type Store interface {
 // writes. It is needed because settled things have no metadata rows: what a
 // delete hides must be read before it goes.
 type GraphReader interface {
+	NodeReader
 	HasNode(id replication.NodeID) (bool, error)
-	// GetNode returns nil where there is none.
-	GetNode(id replication.NodeID) (*replication.Node, error)
 	// GetEdge returns the edge with this start, end and type; nil where there is none.
 	GetEdge(from, to replication.NodeID, relType string) (*replication.Edge, error)
 	// ScanEdges calls fn once or twice for each edge that starts or ends at
 	// the node, in any order; properties need not be set. fn does not write.
 	ScanEdges(id replication.NodeID, fn func(*replication.Edge) error) error
+}
+
+// NodeReader reads nodes.
+type NodeReader interface {
+	// GetNode returns nil where there is none.
+	GetNode(id replication.NodeID) (*replication.Node, error)
+}
+
+// ReadStore is what is needed of a Storage transaction that only reads, to take a
+// state from it: metadata rows, and the nodes whose values they leave out.
+type ReadStore interface {
+	replication.Meta
+	NodeReader
 }

@@ -47,6 +47,9 @@ func (c *Core) saveNode(n *node) ([]byte, error) {
 		n.leaveToStorage(c.head.settings.Strategy)
 	}
 	key := n.key
+	if n.bare && !n.inStorage {
+		return nil, ErrMismatch
+	}
 	if n.needless() {
 		return nil, c.setRow(key, nil, &n.rowState, false)
 	}
@@ -68,7 +71,7 @@ func (n *node) leaveToStorage(s Strategy) {
 	if !n.fill.settled() {
 		return
 	}
-	n.fill = register{stored: true}
+	n.fill, n.bare = register{stored: true}, false // labels and fill of one write settle together
 	n.props = slices.DeleteFunc(n.props, func(p property) bool { return p.settled() })
 }
 
@@ -279,7 +282,7 @@ func (c *Core) stable(d Dot, cut *Vector, later *waiting) (n int, err error) {
 // rest waits for.
 func (c *Core) examine(key []byte, cut *Vector) (Dot, error) {
 	c.key = append(append(c.key[:0], rowPrefix...), key...)
-	if done, err := c.settleWholeWrite(c.key, cut); done || err != nil {
+	if done, err := c.settleShownWrite(c.key, cut); done || err != nil {
 		return Dot{}, err
 	}
 	kind, parts, err := splitRow(c.key)
@@ -300,10 +303,10 @@ func (c *Core) examine(key []byte, cut *Vector) (Dot, error) {
 	return c.examineEdge(e, cut)
 }
 
-// settleWholeWrite settles a node of which one write is all that is known, and
+// settleShownWrite settles a node of which one write is all that is known, and
 // which is shown: what examineNode comes to then, without decoding the row. Not
 // done: it is another node.
-func (c *Core) settleWholeWrite(key []byte, cut *Vector) (done bool, err error) {
+func (c *Core) settleShownWrite(key []byte, cut *Vector) (done bool, err error) {
 	id, is := nodeOfRow(key)
 	if !is {
 		return false, nil
@@ -315,7 +318,7 @@ func (c *Core) settleWholeWrite(key []byte, cut *Vector) (done bool, err error) 
 	if err != nil || row == nil {
 		return row == nil, err
 	}
-	h, ok := peekWholeWrite(row)
+	h, ok := peekShownWrite(row)
 	if !ok || h.flags != flagShown || !cut.Covers(h.dot) || !c.head.applied.Contains(&h.pending) ||
 		!c.head.applied.Contains(&h.birth.past) || !cut.Contains(&h.birth.dots) {
 		return false, nil

@@ -9,13 +9,42 @@ import (
 // ExportState calls fn for each row that another region needs to catch up by
 // MergeState: everything that is not settled. It is meant for a snapshot, so
 // that the rows belong together. k and v are valid only during the call.
-func ExportState(m replication.Meta, fn func(k, v []byte) error) error {
-	for _, prefix := range []string{rowHeader, rowNode, rowEdge} {
-		if err := m.ScanMeta([]byte(prefix), fn); err != nil {
+func ExportState(m ReadStore, fn func(k, v []byte) error) error {
+	if err := m.ScanMeta([]byte(rowHeader), fn); err != nil {
+		return err
+	}
+	err := m.ScanMeta([]byte(rowNode), func(k, v []byte) error {
+		v, err := wholeRow(m, k, v)
+		if err != nil {
 			return err
 		}
+		return fn(k, v)
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	return m.ScanMeta([]byte(rowEdge), fn)
+}
+
+// wholeRow is a node's row with the values that it leaves to the Storage.
+func wholeRow(from NodeReader, key, row []byte) ([]byte, error) {
+	if len(row) == 0 || row[0] != rowShownWrite {
+		return row, nil
+	}
+	_, parts, err := splitRow(key)
+	if err != nil {
+		return nil, err
+	}
+	n, err := decodeNode(parts[0], row)
+	if err == nil {
+		err = n.fetch(from)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var w writer
+	n.appendRegisters(&w, row[1])
+	return w, nil
 }
 
 // transfer is the merge of another region's state.
@@ -108,6 +137,9 @@ func (t *transfer) checkRow(key, row []byte) error {
 		n, err := decodeNode(parts[0], row)
 		if err != nil {
 			return err
+		}
+		if n.bare {
+			return fmt.Errorf("%w: node %q without values", ErrInvalidEntry, n.id)
 		}
 		return t.checkNode(n)
 	}

@@ -76,6 +76,14 @@ func TestMergeStateRefuses(t *testing.T) {
 			rows.rows[row] = rowOf(n.appendRow, 0)
 		})
 	}
+	refuse(ErrInvalidEntry, func(rows *memStore) { // values left to a Storage that is not this one
+		write := func(value string) register {
+			return register{versions: []version{{dot: Dot{2, 1}, time: 1, value: value}}}
+		}
+		n := &node{id: "y", life: write(exists), labels: write(`["L"]`), fill: write("")}
+		rows.rows[row] = rowOf(n.appendRow, flagShown)
+		require.EqualValues(t, rowShownWrite, rows.rows[row][0])
+	})
 	five := register{versions: []version{{dot: Dot{2, 1}, time: 1, value: "5"}}}
 	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = rowOf((&node{id: "y", life: five}).appendRow, 0) })
 	refuse(ErrInvalidEntry, func(rows *memStore) { rows.rows[row] = rowOf((&node{id: "y", fill: five}).appendRow, 0) })

@@ -18,6 +18,7 @@ type node struct {
 	birth              birth
 
 	rowState
+	bare        bool              // values of labels and properties are where the row left them; see fetch
 	whole       bool              // labels or fill were written
 	given       *replication.Node // what the registers come to, as the client sent it; nil: to be made
 	written     []string
@@ -124,6 +125,34 @@ func (c *Core) node(id string) (*node, error) {
 	c.nodes[id] = n
 	c.nodeList = append(c.nodeList, n)
 	return n, nil
+}
+
+// fetch loads the values that the node's row leaves to the Storage. It must come
+// before the Storage changes, and before a register other than the life does.
+func (n *node) fetch(from NodeReader) error {
+	if !n.bare {
+		return nil
+	}
+	stored, err := from.GetNode(replication.NodeID(n.id))
+	if err != nil {
+		return err
+	}
+	if stored == nil {
+		return ErrMismatch
+	}
+	v := n.labels.versions[0]
+	one := func(value string) register {
+		return register{versions: []version{{v.dot, v.time, value}}, pending: n.fill.pending}
+	}
+	for name, value := range stored.Properties {
+		text, err := canonical(value)
+		if err != nil {
+			return err
+		}
+		n.setProperty(name, one(text))
+	}
+	n.labels, n.bare = one(canonicalLabels(stored.Labels)), false
+	return nil
 }
 
 // blankNode takes a node that an earlier entry has used, if there is one.
