@@ -3,9 +3,9 @@ package standby_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/standby"
 	"github.com/nornicdb/replication/testharness"
@@ -157,9 +156,9 @@ type countedStore struct {
 }
 
 func openCounted(tb testing.TB, dir string) *countedStore {
-	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), MsgpackUseNewTimeFormat: true})
+	store, err := standby.OpenBolt(dir) // the built-in one, on both sides
 	require.NoError(tb, err)
-	tb.Cleanup(func() { require.NoError(tb, store.Close()) })
+	tb.Cleanup(func() { require.NoError(tb, store.(io.Closer).Close()) })
 	return &countedStore{LogStore: store}
 }
 

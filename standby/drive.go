@@ -305,6 +305,11 @@ func (n *Node) commitLoop() {
 		if n.role.RLock(n.ctx) != nil {
 			return
 		}
+		if ev, news := n.streamed(); news {
+			n.role.RUnlock()
+			n.step(ev)
+			continue
+		}
 		position, ok := n.machine.commit(n.now(), n.log.Durable().Position)
 		if ok {
 			if position > n.feed.Committed() && n.machine.hasLease { // somebody follows, who is to hear of it
@@ -320,6 +325,18 @@ func (n *Node) commitLoop() {
 			return
 		}
 	}
+}
+
+// streamed is what the stream's peer has answered that the machine has not heard
+// of. n.role is held.
+func (n *Node) streamed() (ev event, news bool) {
+	s := n.stream
+	if s == nil || n.machine.role != RolePrimary || n.machine.stored.Epoch != s.epoch {
+		return ev, false
+	}
+	ack, last := s.streamer.Ack(), n.log.Last().Position
+	news = min(ack.Received, last) > n.machine.ack.Received || min(ack.Persisted, last) > n.machine.ack.Persisted
+	return event{kind: evStreamAck, epoch: s.epoch, ack: ack}, news
 }
 
 // Promote implements replication.Promoter.

@@ -29,3 +29,6 @@ func (d diskStates) save(s Stored) error {
 	}
 	return d.disk.Set([]byte(stateFileName), data)
 }
+
+// OpenBolt opens the built-in log store.
+var OpenBolt = openBolt

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/nornicdb/replication"
+	"go.etcd.io/bbolt"
 )
 
 // boltLogStore is the name of the built-in log store.
@@ -67,8 +68,14 @@ func New(cfg *replication.Config, storage replication.Storage, rt replication.Ru
 	return Mode()(cfg, storage, rt)
 }
 
+// openBolt opens the built-in log store. It keeps no list of free pages in its file,
+// which every sync would write anew, megabytes after a compaction of a large log: at
+// the next start it looks for them in what OpenLog reads then, too. Files with and
+// without the list are read by either kind.
 func openBolt(dir string) (raft.LogStore, error) {
-	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), MsgpackUseNewTimeFormat: true})
+	opts := *bbolt.DefaultOptions
+	opts.NoFreelistSync, opts.FreelistType = true, bbolt.FreelistMapType
+	store, err := raftboltdb.New(raftboltdb.Options{Path: filepath.Join(dir, "wal.db"), BoltOptions: &opts, MsgpackUseNewTimeFormat: true})
 	if err != nil {
 		return nil, err
 	}

@@ -54,6 +54,24 @@ func TestPairWritesReadsAndFailsOver(t *testing.T) {
 	}
 }
 
+// What the standby answers to a batch is all that a write waits for, not a heartbeat.
+func TestWriteWaitsForNoHeartbeat(t *testing.T) {
+	for _, mode := range []replication.SyncMode{replication.SyncSemi, replication.SyncFull} {
+		t.Run(string(mode), func(t *testing.T) {
+			inBubble(t, func(c *replication.Config) { c.HA.SyncMode = mode }, func(t *testing.T, p *pair) {
+				p.start(p.a, p.b)
+				p.admitted(p.a)
+				p.write(p.a, "n0") // the stream runs
+				start := time.Now()
+				for i := range 20 {
+					p.write(p.a, fmt.Sprint("n", i))
+				}
+				require.Zero(t, time.Since(start))
+			})
+		})
+	}
+}
+
 func TestPlannedSwitchLosesNothing(t *testing.T) {
 	inBubble(t, func(c *replication.Config) { c.HA.SyncMode = replication.SyncAsync }, func(t *testing.T, p *pair) {
 		p.start(p.a, p.b)

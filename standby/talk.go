@@ -243,9 +243,7 @@ func (n *Node) ensureStream(epoch replication.Epoch, wentBack bool) {
 	ha := &n.cfg.HA
 	opts := walstream.StreamerOptions{BatchEntries: ha.WALBatchSize, SendTimeout: ha.FailoverTimeout,
 		BatchBytes: min(1<<20, n.maxCommandBytes()), BackoffMin: ha.Heartbeat / 10, BackoffMax: ha.ReconnectInterval,
-		OnAck: func(a walstream.Ack) {
-			n.spawn(func() { n.step(event{kind: evStreamAck, epoch: epoch, ack: a}); n.signal(n.commits) })
-		},
+		OnAck:     func(walstream.Ack) { n.signal(n.commits) },
 		OnFailure: func(err error) { n.rt.Logger.Debug("the stream begins anew", "error", err) }}
 	if ha.SyncMode == replication.SyncAsync {
 		opts.BatchTimeout = ha.WALBatchTimeout

@@ -63,8 +63,11 @@ type stored struct {
 // encode makes the stored form of an entry but for its position. What would not
 // be the same after a journey as JSON is refused with ErrInvalidCommand.
 func encode(epoch replication.Epoch, at time.Time, g replication.Group) (stored, error) {
-	r := record{EpochNumber: epoch.Number, EpochOwner: epoch.Owner, RequestID: g.RequestID,
-		Conditional: g.Conditional, ValidAt: g.ValidAt, Commands: make([]recordCommand, len(g.Commands))}
+	r := record{EpochNumber: epoch.Number, EpochOwner: epoch.Owner, RequestID: g.RequestID, Conditional: g.Conditional, ValidAt: g.ValidAt}
+	var one [1]recordCommand
+	if r.Commands = one[:]; len(g.Commands) != 1 {
+		r.Commands = make([]recordCommand, len(g.Commands))
+	}
 	if epoch.Number >= maxEpochNumber || !utf8.ValidString(epoch.Owner) {
 		return stored{}, fmt.Errorf("%w: epoch %s", replication.ErrInvalidCommand, epoch)
 	}
@@ -90,17 +93,28 @@ func encode(epoch replication.Epoch, at time.Time, g replication.Group) (stored,
 	data := make([]byte, entryHeadBytes, entryHeadBytes+r.sizeBound())
 	data[0] = entryVersion1
 	data = r.append(data)
-	g.Commands = r.ownCommands(g.Commands)
-	e := &Entry{Epoch: epoch, Timestamp: at, Group: g, size: len(data)}
+	p := new(entryParts)
+	g.Commands = r.ownCommands(g.Commands, p)
+	e := &p.entry
+	*e = Entry{Epoch: epoch, Timestamp: at, Group: g, size: len(data)}
 	e.Checksum = checksum(data)
 	return stored{e, data}, nil
 }
 
+// entryParts are what an entry mostly consists of, made at once.
+type entryParts struct {
+	entry   Entry
+	command [1]replication.Command
+	list    [1]*replication.Command
+}
+
 // ownCommands are the commands of a record that was encoded: the caller keeps its
-// own. Their Data is that of the stored form.
-func (r *record) ownCommands(theirs []*replication.Command) []*replication.Command {
-	list := make([]replication.Command, len(theirs))
-	own := make([]*replication.Command, len(theirs))
+// own. Their Data is that of the stored form. A single one is that of p.
+func (r *record) ownCommands(theirs []*replication.Command, p *entryParts) []*replication.Command {
+	list, own := p.command[:], p.list[:]
+	if len(theirs) != 1 {
+		list, own = make([]replication.Command, len(theirs)), make([]*replication.Command, len(theirs))
+	}
 	for i, c := range theirs {
 		list[i] = replication.Command{Type: c.Type, Data: r.Commands[i].Data, Timestamp: c.Timestamp}
 		own[i] = &list[i]

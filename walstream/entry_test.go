@@ -42,7 +42,7 @@ func TestEntryJourney(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, s.entry.Checksum, read.Checksum)
 
-		payload, err := json.Marshal([]*WireEntry{toWire(read)})
+		payload, err := json.Marshal([]*WireEntry{toWire(new(WireEntry), read)})
 		require.NoError(t, err)
 		wire, err := DecodeBatch(payload)
 		require.NoError(t, err)
@@ -120,7 +120,7 @@ func FuzzDecodeEntry(f *testing.F) {
 func FuzzDecodeBatch(f *testing.F) {
 	s, err := encode(e1, time.Unix(1, 2), group(3))
 	require.NoError(f, err)
-	payload, err := json.Marshal([]*WireEntry{toWire(s.seal(4).entry)})
+	payload, err := json.Marshal([]*WireEntry{toWire(new(WireEntry), s.seal(4).entry)})
 	require.NoError(f, err)
 	f.Add(payload)
 	f.Add([]byte(`[{"Position":1,"Commands":[null],"Hash":"AA=="}]`))

@@ -180,9 +180,10 @@ func (f *Feed) step() (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	batch := make([]replication.Entry, len(entries))
+	batch, groups := make([]replication.Entry, len(entries)), make([]replication.Group, len(entries))
 	for i, e := range entries {
-		batch[i] = replication.Entry{Position: e.Position, Groups: []replication.Group{e.Group}}
+		groups[i] = e.Group
+		batch[i] = replication.Entry{Position: e.Position, Groups: groups[i : i+1 : i+1]}
 	}
 	results, err := f.applier.Apply(batch)
 	f.mu.Lock()

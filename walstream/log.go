@@ -247,7 +247,7 @@ func (l *Log) writeLoop() {
 	defer close(l.done)
 	for range l.wake {
 		for n := l.sync(); n > 0; n = l.sync() {
-			l.gather(min(n/2, enoughEntries))
+			l.gather(n)
 		}
 		l.mu.Lock()
 		l.idle = len(l.pending) == 0
@@ -266,22 +266,24 @@ func (l *Log) unlockStore() { <-l.storeLock }
 // than it saves.
 const enoughEntries = 32
 
-// gather gives those whom a sync woke the chance to join the next one: as long
-// as entries keep coming it lets others run, without ever waiting for time to
+// gather gives those whom a sync of n entries woke the chance to join the next one:
+// as long as entries keep coming it lets others run, without ever waiting for time to
 // pass. It ends when there are enough: while some are written, those before them
-// are applied and answered, and come back.
-func (l *Log) gather(enough int) {
+// are applied and answered, and come back. It yields no more often than it woke
+// somebody: a processor that it keeps busy does not look for what the network brings.
+func (l *Log) gather(n int) {
 	const maxYields = 16
+	enough := max(min(n/2, enoughEntries), 1)
 	most := 0
-	for yields := 0; yields < maxYields; yields++ {
+	for yields := 0; yields < min(n, maxYields); yields++ {
 		l.mu.Lock()
-		n := len(l.pending)
+		pending := len(l.pending)
 		l.mu.Unlock()
-		if n >= max(enough, 1) {
+		if pending >= enough {
 			return
 		}
-		if n > most {
-			most, yields = n, 0
+		if pending > most {
+			most, yields = pending, 0
 		}
 		runtime.Gosched()
 	}
@@ -350,8 +352,8 @@ func (l *Log) took(batch []stored, segments []segment) {
 		l.pending = nil
 	}
 	l.trimCache()
-	l.release()
 	l.synced.tell()
+	l.release() // last: whom it wakes has a peer waiting, and runs next
 }
 
 // trimCache drops the oldest durable entries beyond the cache's bounds. l.mu is

@@ -22,8 +22,9 @@ func (s LogSource) Read(after uint64, maxEntries, maxBytes int) (*Batch, error) 
 		return nil, err
 	}
 	b := &Batch{Prev: Mark{after, epoch}, Entries: make([]*WireEntry, len(entries))}
+	wire := make([]WireEntry, len(entries))
 	for i, e := range entries {
-		b.Entries[i] = toWire(e)
+		b.Entries[i] = toWire(&wire[i], e)
 		b.Bytes += e.size
 	}
 	if len(b.Entries) > 0 {

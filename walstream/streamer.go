@@ -47,7 +47,8 @@ type StreamerOptions struct {
 	SendTimeout  time.Duration // for the answer to one batch, 10 s
 	BackoffMin   time.Duration // first pause after a failure, 50 ms; with jitter
 	BackoffMax   time.Duration // longest, 5 s
-	// OnAck is told whenever the peer got further. It must not block.
+	// OnAck is told whenever the peer got further, in order. It must neither block
+	// nor call the Streamer.
 	OnAck func(Ack)
 	// OnFailure is told of each failure that is followed by another try.
 	OnFailure func(error)
@@ -100,11 +101,10 @@ func (s *Streamer) Learn(ack Ack) { s.update(func(w *sender) { w.learn(ack) }) }
 // update changes the window and tells of what the peer got.
 func (s *Streamer) update(change func(*sender)) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	before := s.sender.ack
 	change(&s.sender)
-	after := s.sender.ack
-	s.mu.Unlock()
-	if after != before && s.opts.OnAck != nil {
+	if after := s.sender.ack; after != before && s.opts.OnAck != nil {
 		s.opts.OnAck(after)
 	}
 }
@@ -243,6 +243,9 @@ func (s *Streamer) sendMore(ctx context.Context, wg *sync.WaitGroup, answers cha
 			sendCtx, cancel := context.WithTimeout(ctx, s.opts.SendTimeout)
 			a.ack, a.err = s.sink.Send(sendCtx, b)
 			cancel()
+			if a.err == nil {
+				s.Learn(a.ack) // writes wait for it: they do not wait for the session's turn, too
+			}
 			select {
 			case answers <- a:
 			case <-ctx.Done():

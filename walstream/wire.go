@@ -42,10 +42,9 @@ func (b *Batch) Last() uint64 {
 	return b.Entries[len(b.Entries)-1].Position
 }
 
-// toWire makes an entry ready for the network. It shares the commands.
-func toWire(e *Entry) *WireEntry {
-	epoch := e.Epoch
-	w := &WireEntry{WALEntry: replication.WALEntry{Position: e.Position, Timestamp: e.Timestamp, Epoch: &epoch}, Checksum: e.Checksum}
+// toWire makes an entry ready for the network, in w. It shares the epoch and the commands.
+func toWire(w *WireEntry, e *Entry) *WireEntry {
+	*w = WireEntry{WALEntry: replication.WALEntry{Position: e.Position, Timestamp: e.Timestamp, Epoch: &e.Epoch}, Checksum: e.Checksum}
 	g := &e.Group
 	if len(g.Commands) == 1 && !g.Conditional && g.Hash == ([16]byte{}) {
 		w.Command = g.Commands[0]

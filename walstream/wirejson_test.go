@@ -111,7 +111,7 @@ func TestWireReaderReadsWhatIsSent(t *testing.T) {
 	require.NoError(t, err)
 	conditional, err := encode(e1, time.Time{}, replication.Group{Commands: []*replication.Command{command(1), command(2)}, RequestID: "r", Hash: [16]byte{1}, Conditional: true, ValidAt: 3})
 	require.NoError(t, err)
-	entries := Entries{toWire(plain.seal(4).entry), toWire(conditional.seal(5).entry)}
+	entries := Entries{toWire(new(WireEntry), plain.seal(4).entry), toWire(new(WireEntry), conditional.seal(5).entry)}
 	entries[0].History = "h"
 	payload, err := entries.AppendJSON(nil)
 	require.NoError(t, err)
