@@ -54,7 +54,8 @@ func (l *lags) look(m replication.Meta) error {
 		if err != nil {
 			return err
 		}
-		e, err := conflict.DecodeEntry(row)
+		_, entry := splitOutboxRow(row)
+		e, err := conflict.DecodeOwn(entry)
 		if err != nil {
 			return err
 		}

@@ -41,12 +41,21 @@ type header struct {
 	Epoch replication.Epoch
 	// Requests counts the requests of other regions that are remembered.
 	Requests requests
+	// Stamps say, for each region, which entries are the applied ones of its
+	// stream, Base which the own ones before First are.
+	Stamps map[string]uint64 `json:",omitempty"`
+	Base   uint64            `json:",omitempty"`
+	// Lost are the regions that know own entries which this region has lost.
+	Lost map[string]loss `json:",omitempty"`
 	// Staged are the transfers whose rows are staged, by sender.
 	Staged map[string]staged
 }
 
 func newHeader(s *settings) header {
-	h := header{First: 1, Cursors: make(cursors)}
+	h := header{First: 1, Cursors: make(cursors), Base: firstStamp}
+	for _, r := range s.Conflict.Regions {
+		h.setStamp(r, firstStamp)
+	}
 	for _, r := range s.others() {
 		h.Cursors[r] = 0
 	}
@@ -78,11 +87,16 @@ func (t *txn) emit(e *conflict.Entry, err error) error {
 	if err != nil || e == nil {
 		return err
 	}
-	data := e.Append(t.buffer[:0])
+	data := append(t.buffer[:0], make([]byte, stampedHead)...)
+	data = e.Append(data)
 	t.buffer = data
-	if uint64(len(data)) > t.settings.MaxEntryBytes {
-		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, len(data), t.settings.MaxEntryBytes)
+	if size := uint64(len(data) - stampedHead); size > t.settings.MaxEntryBytes {
+		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, size, t.settings.MaxEntryBytes)
 	}
+	stamp := stamped(t.head.Stamps[t.settings.Self], data[stampedHead:])
+	data[0] = stampedRow
+	binary.BigEndian.PutUint64(data[1:], stamp)
+	t.head.setStamp(t.settings.Self, stamp)
 	if err := t.SetMeta(outboxRow(e.Dot.Pos), data); err != nil {
 		return err
 	}
@@ -122,6 +136,7 @@ func (t *txn) trim() error {
 			return err
 		}
 		h.Bytes -= uint64(len(row))
+		h.Base, _ = splitOutboxRow(row)
 		h.First++
 	}
 	return nil
@@ -186,7 +201,8 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 			if len(b.Entries) > 0 && b.Bytes+len(row) > maxBytes {
 				return nil
 			}
-			e, err := conflict.DecodeOwn(row)
+			_, entry := splitOutboxRow(row)
+			e, err := conflict.DecodeOwn(entry)
 			if err != nil {
 				return fmt.Errorf("outbox entry %d: %w", pos, err)
 			}

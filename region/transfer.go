@@ -59,6 +59,7 @@ type part struct {
 	ID     string
 	Number uint64
 	Rows   []row
+	Stamps map[string]uint64 `json:",omitempty"` // kindMerge: the sender's
 }
 
 // decode checks who the part is said to be from.
@@ -168,7 +169,14 @@ func (t *txn) merge(c *logCommand) error {
 	if err := t.atMost(t.head.Staged[p.Region].Bytes + t.core.Status().Bytes); err != nil {
 		return err
 	}
-	err := t.mergeStaged(c.wallMS, p.Region)
+	before := t.core.Status().Applied
+	err := t.told(t.settings.index(p.Region), t.mergeStaged(c.wallMS, p.Region))
+	after := t.core.Status().Applied
+	for i, r := range t.settings.Conflict.Regions {
+		if after[i] > before[i] { // to where the sender is
+			t.head.setStamp(r, p.Stamps[r])
+		}
+	}
 	if _, verdict := replication.Verdict(asAnswer(err)); err == nil || verdict {
 		if dropped := t.dropStaged(p.Region); dropped != nil {
 			return dropped
@@ -252,7 +260,7 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 			return fmt.Errorf("part %d of %d: %w", number+1, s.parts, err)
 		}
 	}
-	last := part{Region: n.settings.Self, ID: s.id, Number: s.parts}
+	last := part{Region: n.settings.Self, ID: s.id, Number: s.parts, Stamps: s.stamps}
 	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
 }
 
@@ -304,9 +312,5 @@ func (n *Node) takePart(ctx context.Context, q *transferRequest) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
-	err := n.propose(ctx, c)
-	if errors.Is(err, conflict.ErrAhead) {
-		n.alarmed(err)
-	}
-	return struct{}{}, err
+	return struct{}{}, n.propose(ctx, c)
 }
