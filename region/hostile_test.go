@@ -59,6 +59,36 @@ func TestTroubleInAStateTransfer(t *testing.T) {
 	}
 }
 
+// TestAStateOverALinkThatBreaks: a connection that ends now and then costs a part
+// of the state, not all that was sent of it.
+func TestAStateOverALinkThatBreaks(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 73, two, func(_ string, cfg *replication.Config) { cfg.Region.OutboxMaxEntries = 2 })
+		f.apply("eu", put(t, "x", nil))
+		f.converged(time.Minute)
+		f.Net.Partition(f.ids("eu"), f.ids("us"))
+		for i := range 24 { // a part each
+			f.apply("eu", put(t, fmt.Sprint("n", i), map[string]any{"long": strings.Repeat("x", 200<<10)}))
+		}
+		f.distant(50 * time.Millisecond)
+		f.Net.Heal()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil {
+				sleep(ctx, 3*time.Second) // virtual
+				for _, a := range f.ids("eu") {
+					for _, b := range f.ids("us") {
+						f.Net.Drop(a, b)
+					}
+				}
+			}
+		}()
+		f.Eventually(2*time.Minute, "us has everything", func() bool { return f.nodes["us"][0].Store().Stats().Nodes == 25 })
+		require.Equal(t, 1, strings.Count(f.Transcript.String(), "beyond the outbox"), "it is sent once")
+	})
+}
+
 // TestTwoStatesAtOnce: a region that was away gets the states of two others,
 // both in many parts, at the same time.
 func TestTwoStatesAtOnce(t *testing.T) {

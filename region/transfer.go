@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
@@ -264,10 +265,21 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
 }
 
+// partPatience is for how long a part is sent again before the whole state is.
+const partPatience = time.Minute
+
+// sendPart sends a part, again where the connection breaks or the other region
+// has no leader for a moment: a part that came twice is passed over.
 func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
-	defer cancel()
-	return n.call(ctx, region, replication.MsgRegionState, req, nil)
+	for start := time.Now(); ; pause(ctx, markInterval) {
+		callCtx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
+		err := n.call(callCtx, region, replication.MsgRegionState, req, nil)
+		cancel()
+		if _, verdict := replication.Verdict(err); err == nil || verdict || ctx.Err() != nil || time.Since(start) > partPatience {
+			return err
+		}
+		n.rt.Logger.Debug("a part of the state is sent again", "region", region, "part", req.Part.Number, "error", err)
+	}
 }
 
 // handleTransfer serves code 31 of another region, which sends its own state.
