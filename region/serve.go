@@ -174,6 +174,9 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 	if len(entries) == 0 {
 		return &replication.WALBatchResponse{}, nil
 	}
+	if wire[0].Origin == n.settings.Self {
+		return nil, fmt.Errorf("%w: entry %d is of this region's own stream", replication.ErrInvalidCommand, wire[0].Position)
+	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
 	if mutants.ackBeforeCommit {
