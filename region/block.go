@@ -10,7 +10,7 @@ import (
 
 // The outbox is kept in blocks of blockSpan positions, so that an entry does not
 // cost a row. A block's row has the place of its first entry, and for each from
-// there on the length and what Entry.Encode made; a block that is not full grows
+// there on the length, the stamp (lost.go) and what Entry.Encode made; a block that is not full grows
 // with the next transaction, and one that was emptied begins anew. An entry of
 // more than maxInBlock bytes has a row of its own, and length 0 in the block, so
 // that a block that grows is never large.
@@ -137,27 +137,26 @@ func (o *blocks) add(tx replication.Tx, pos uint64, data []byte) error {
 	return o.tail.add(tx, pos, data)
 }
 
-// drop drops the entry, which is the first that is left, and returns its size. The
-// row of a block goes with the last of its entries.
-func (o *blocks) drop(tx replication.Tx, pos uint64) (size int, err error) {
+// drop drops the entry, which is the first that is left, and returns it. The row of
+// a block goes with the last of its entries.
+func (o *blocks) drop(tx replication.Tx, pos uint64) (data []byte, err error) {
 	b, err := o.at(tx, pos/blockSpan)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	data, err := b.entry(tx, pos)
-	if err != nil {
-		return 0, err
+	if data, err = b.entry(tx, pos); err != nil {
+		return nil, err
 	}
 	if len(data) > maxInBlock {
 		if err := tx.SetMeta(entryRow(pos), nil); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	if pos < b.first+uint64(len(b.items))-1 {
-		return len(data), nil
+		return data, nil
 	}
 	*b = block{number: b.number}
-	return len(data), tx.SetMeta(blockRow(b.number), nil)
+	return data, tx.SetMeta(blockRow(b.number), nil)
 }
 
 // blockReader reads entries of the outbox one after the other.

@@ -31,9 +31,9 @@ func TestBlocks(t *testing.T) {
 						if first > last {
 							break
 						}
-						size, err := o.drop(tx, first)
+						row, err := o.drop(tx, first)
 						require.NoError(t, err)
-						require.Len(t, model[first], size)
+						require.Equal(t, model[first], row)
 						delete(model, first)
 						first++
 					}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"time"
@@ -21,7 +22,13 @@ type settingsChange struct {
 
 func decodeChange(data []byte) (*settingsChange, error) {
 	c := new(settingsChange)
-	return c, decodeBody(data, c)
+	if err := decodeBody(data, c); err != nil {
+		return nil, err
+	}
+	if c.OutboxMaxEntries > math.MaxInt || c.OutboxMaxBytes > math.MaxInt64 { // the environment could not say so, and no node would start
+		return nil, fmt.Errorf("%w: a cap of the outbox is at most %d", replication.ErrInvalidCommand, math.MaxInt)
+	}
+	return c, nil
 }
 
 // changeSettings changes settings of the region. Caps that are lowered take

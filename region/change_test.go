@@ -119,14 +119,16 @@ func TestSettingsThatCannotBeChanged(t *testing.T) {
 			code int
 			text string
 		}{
-			`{"conflict_strategy": "manual"}`:       {501, "differs for good"},
-			`{"regions": ["ap", "eu", "us"]}`:       {501, "places in it"},
-			`{"write_region": ""}`:                  {501, "founded"},
-			`{}`:                                    {400, "nothing to change"},
-			`{"max_clock_offset": "-1s"}`:           {400, "whole milliseconds"},
-			`{"max_clock_offset": "1500us"}`:        {400, "whole milliseconds"},
-			`{"outbox_max_entries": -1}`:            {400, "body"},
-			`{"max_clock_offset": "2562047h47m0s"}`: {200, "ok"},
+			`{"conflict_strategy": "manual"}`: {501, "differs for good"},
+			`{"regions": ["ap", "eu", "us"]}`: {501, "places in it"},
+			`{"write_region": ""}`:            {501, "founded"},
+			`{}`:                              {400, "nothing to change"},
+			`{"max_clock_offset": "-1s"}`:     {400, "whole milliseconds"},
+			`{"max_clock_offset": "1500us"}`:  {400, "whole milliseconds"},
+			`{"outbox_max_entries": -1}`:      {400, "body"},
+			`{"outbox_max_entries": 1` + strings.Repeat("0", 19) + `}`: {400, "at most"}, // no environment says so
+			`{"outbox_max_bytes": 9223372036854775808}`:                {400, "at most"},
+			`{"max_clock_offset": "2562047h47m0s"}`:                    {200, "ok"},
 		} {
 			code, answer := f.change("eu", body)
 			require.Equal(t, want.code, code, body+answer)

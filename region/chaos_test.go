@@ -221,6 +221,13 @@ func (s *storm) check(manual bool, least int) {
 		}
 	}
 	require.Greater(t, done, least*len(s.Members), "hardly anything succeeded: the run says nothing")
+	stamps := node(s.Members[0]).Stamps()
+	for _, m := range s.Members {
+		require.Equal(t, stamps, node(m).Stamps(), "the same entries have the same stamps")
+	}
+	for _, name := range s.regions {
+		require.NotZero(t, stamps[name])
+	}
 	if manual {
 		return
 	}

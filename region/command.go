@@ -39,6 +39,7 @@ const (
 	kindMerge    kind = 10
 	kindCollect  kind = 11 // settles more of what all regions have
 	kindChange   kind = 12 // changes settings
+	kindMeet     kind = 13 // what another region has of this region's stream
 )
 
 // logCommand is one entry of a region's log. Which fields it has depends on
@@ -50,6 +51,7 @@ type logCommand struct {
 	hash     [16]byte               // write: of what the client sent, with an ID
 	commands []*replication.Command // write
 	entries  []*conflict.Entry      // remote
+	encoded  [][]byte               // remote, decoded: each entry as it came
 	body     []byte                 // JSON of the other kinds
 }
 
@@ -76,6 +78,16 @@ func (c *logCommand) encode() *replication.Command {
 		b = append(b, c.body...)
 	}
 	return &replication.Command{Type: cmdLog, Data: b}
+}
+
+// writes says whether the entry takes a position of the region's own stream, or
+// is a promise that the next ones are taken here.
+func (c *logCommand) writes() bool {
+	switch c.kind {
+	case kindWrite, kindMark, kindResolve, kindPromote:
+		return true
+	}
+	return false
 }
 
 // sizeBound is about what encode makes, so that it is not copied as it grows.
@@ -120,7 +132,7 @@ func decodeCommand(data []byte) (*logCommand, error) {
 		return c, c.decodeWrite(rest)
 	case c.kind == kindRemote:
 		return c, c.decodeRemote(rest)
-	case c.kind >= kindMark && c.kind <= kindChange:
+	case c.kind >= kindMark && c.kind <= kindMeet:
 		c.body = rest
 		return c, nil
 	}
@@ -156,7 +168,7 @@ func (c *logCommand) decodeRemote(b []byte) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", errBadCommand, err)
 		}
-		c.entries = append(c.entries, e)
+		c.entries, c.encoded = append(c.entries, e), append(c.encoded, data)
 		b = rest
 	}
 	return nil

@@ -11,6 +11,9 @@ import (
 	"github.com/nornicdb/replication/internal/report"
 )
 
+// maxEpoch is the last region epoch.
+const maxEpoch = 1<<62 - 1
+
 // setEpoch raises the region epoch: to this region's own next one, or to the
 // one that another region has announced. It only grows. Active-active has none.
 func (t *txn) setEpoch(c *logCommand) error {
@@ -22,11 +25,13 @@ func (t *txn) setEpoch(c *logCommand) error {
 		if err := decodeBody(c.body, &next); err != nil {
 			return err
 		}
-		if t.settings.index(next.Owner) < 0 || next.Number >= 1<<62 {
+		if t.settings.index(next.Owner) < 0 || next.Number > maxEpoch {
 			return errBadCommand
 		}
 	} else if t.head.Epoch.Owner == t.settings.Self {
 		return nil
+	} else if next.Number > maxEpoch { // nobody would follow it
+		return &answer{"region_epoch_end", fmt.Errorf("%w: a region has announced the last region epoch there is, %s", replication.ErrUnsupported, t.head.Epoch)}
 	}
 	if next.Compare(t.head.Epoch) > 0 {
 		t.head.Epoch = next

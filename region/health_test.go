@@ -8,6 +8,7 @@ import (
 
 	metrics "github.com/hashicorp/go-metrics/compat"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
 
@@ -60,5 +61,36 @@ func TestWhatIsTold(t *testing.T) {
 			"region_clock_offset_seconds;region=us", "region_merge_seconds"} {
 			require.True(t, strings.Contains(text, "nornicdb.replication."+name), "%s is not reported: %s", name, text)
 		}
+	})
+}
+
+// TestARegionThatCatchesUpIsStillBehind: as long as a region lacks much, its lag is
+// told in seconds too, however fast it gets further.
+func TestARegionThatCatchesUpIsStillBehind(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 28, two, nil)
+		f.apply("eu", put(t, "x", nil))
+		f.converged(time.Minute)
+		f.Net.Partition(f.ids("eu"), f.ids("us"))
+		for i := range 200 {
+			f.apply("eu", set(t, "x", "k", fmt.Sprint(i, strings.Repeat("x", 4<<10))))
+		}
+		<-time.After(time.Minute) // virtual
+		for _, a := range f.nodes["eu"] {
+			for _, b := range f.nodes["us"] {
+				f.Net.SetFaults(a.ID, b.ID, testharness.Faults{Bandwidth: 100 << 10})
+			}
+		}
+		f.Net.Heal()
+		told := 0
+		f.Eventually(time.Minute, "us has everything", func() bool {
+			us := f.leader("eu").Health().Federation.Regions[0]
+			if us.LagEntries > 0 && us.LagEntries < 190 {
+				require.Greater(t, us.LagSeconds, 50.0, "it lacks %d entries", us.LagEntries)
+				told++
+			}
+			return us.LagEntries == 0
+		})
+		require.Greater(t, told, 3)
 	})
 }

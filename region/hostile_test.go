@@ -59,6 +59,36 @@ func TestTroubleInAStateTransfer(t *testing.T) {
 	}
 }
 
+// TestAStateOverALinkThatBreaks: a connection that ends now and then costs a part
+// of the state, not all that was sent of it.
+func TestAStateOverALinkThatBreaks(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 73, two, func(_ string, cfg *replication.Config) { cfg.Region.OutboxMaxEntries = 2 })
+		f.apply("eu", put(t, "x", nil))
+		f.converged(time.Minute)
+		f.Net.Partition(f.ids("eu"), f.ids("us"))
+		for i := range 24 { // a part each
+			f.apply("eu", put(t, fmt.Sprint("n", i), map[string]any{"long": strings.Repeat("x", 200<<10)}))
+		}
+		f.distant(50 * time.Millisecond)
+		f.Net.Heal()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil {
+				sleep(ctx, 3*time.Second) // virtual
+				for _, a := range f.ids("eu") {
+					for _, b := range f.ids("us") {
+						f.Net.Drop(a, b)
+					}
+				}
+			}
+		}()
+		f.Eventually(2*time.Minute, "us has everything", func() bool { return f.nodes["us"][0].Store().Stats().Nodes == 25 })
+		require.Equal(t, 1, strings.Count(f.Transcript.String(), "beyond the outbox"), "it is sent once")
+	})
+}
+
 // TestTwoStatesAtOnce: a region that was away gets the states of two others,
 // both in many parts, at the same time.
 func TestTwoStatesAtOnce(t *testing.T) {
@@ -135,6 +165,14 @@ func TestPromotionsRace(t *testing.T) {
 // liar is a peer that has the secret and says that it belongs to region us.
 func (f *federation) liar(t *testing.T) replication.Caller {
 	model := f.nodes["us"][0].Config
+	tr := f.liarsTransport(t, model)
+	tr.SetRegions(region.SettingsHash(model), func(string) error { return nil })
+	conn, err := tr.ConnectRegion(bounded(t, time.Minute), f.leader("eu").Addr)
+	require.NoError(t, err)
+	return conn.(replication.Caller)
+}
+
+func (f *federation) liarsTransport(t *testing.T, model *replication.Config) *transport.Transport {
 	cfg := *model
 	cfg.NodeID, cfg.BindAddr = "liar", "liar:7688"
 	o, err := transport.OptionsFromConfig(&cfg, nil)
@@ -144,10 +182,23 @@ func (f *federation) liar(t *testing.T) replication.Caller {
 	tr, err := transport.New(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, tr.Close()) })
-	tr.SetRegions(region.SettingsHash(model), func(string) error { return nil })
-	conn, err := tr.ConnectRegion(bounded(t, time.Minute), f.leader("eu").Addr)
-	require.NoError(t, err)
-	return conn.(replication.Caller)
+	return tr
+}
+
+// TestANodeOfOnesOwnThatLies: what no correct node hands to its leader is refused.
+func TestANodeOfOnesOwnThatLies(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 74, two, nil)
+		f.apply("eu", put(t, "x", nil))
+		conn, err := f.liarsTransport(t, f.nodes["eu"][0].Config).Connect(bounded(t, time.Minute), f.leader("eu").Addr)
+		require.NoError(t, err)
+		settings := conflict.Settings{Regions: two}
+		e := settings.ToWAL(&conflict.Entry{Dot: conflict.Dot{Region: 0, Pos: 1}, Time: 1 << 20})
+		var resp replication.WALBatchResponse
+		err = conn.(replication.Caller).Call(bounded(t, time.Minute), replication.MsgWALBatch, []*replication.WALEntry{e}, &resp)
+		require.ErrorIs(t, err, replication.ErrInvalidCommand)
+		f.apply("eu", put(t, "y", nil))
+	})
 }
 
 // TestAPeerThatLies: what no correct region sends is refused, and the region

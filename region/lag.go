@@ -19,23 +19,27 @@ type lags struct {
 type firstLacking struct {
 	pos  uint64
 	time time.Time // when it was written, by this region's clock
+	age  float64   // seconds, at the last look
 }
 
-// seconds is how old the first entry is that a region lacks; 0: it has all, or
-// nobody has looked since it moved on.
+// seconds is how old the first entry is that a region lacks; 0: it has all. Where
+// it has moved on since the last look, as it was then.
 func (l *lags) seconds(region string, head *header, now time.Time) float64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	first := l.list[region]
-	if first.time.IsZero() || first.pos <= head.Cursors[region] {
+	switch cursor := head.Cursors[region]; {
+	case first.time.IsZero() || cursor >= head.Last:
 		return 0
+	case first.pos <= cursor:
+		return first.age
 	}
 	return max(now.Sub(first.time).Seconds(), 0)
 }
 
 // look reads the times anew. An entry that the outbox has dropped is at least as
 // old as the first that is there.
-func (l *lags) look(m replication.Meta) error {
+func (l *lags) look(m replication.Meta, now time.Time) error {
 	v, err := readView(m)
 	if err != nil || v.settings == nil {
 		return err
@@ -47,6 +51,7 @@ func (l *lags) look(m replication.Meta) error {
 			continue
 		}
 		if before := l.at(region); before.pos == first.pos {
+			before.age = max(now.Sub(before.time).Seconds(), 0)
 			list[region] = before
 			continue
 		}
@@ -54,11 +59,13 @@ func (l *lags) look(m replication.Meta) error {
 		if err != nil {
 			return err
 		}
-		e, err := conflict.DecodeOwn(row)
+		_, entry := splitOutboxRow(row)
+		e, err := conflict.DecodeOwn(entry)
 		if err != nil {
 			return err
 		}
 		first.time = time.UnixMilli(int64(conflict.WallMS(e.Time)))
+		first.age = max(now.Sub(first.time).Seconds(), 0)
 		list[region] = first
 	}
 	l.mu.Lock()
@@ -78,7 +85,7 @@ func (n *Node) observe() {
 	tick := time.NewTicker(markInterval)
 	defer tick.Stop()
 	for {
-		if err := n.machine.View(n.lags.look); err != nil {
+		if err := n.machine.View(func(m replication.Meta) error { return n.lags.look(m, n.rt.Now()) }); err != nil {
 			n.rt.Logger.Debug("how far other regions are cannot be read", "error", err)
 		}
 		v, _ := n.machine.now()

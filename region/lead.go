@@ -3,6 +3,7 @@ package region
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -112,20 +113,17 @@ func (s sink) Position(ctx context.Context) (walstream.Ack, error) {
 		return walstream.Ack{}, err
 	}
 	at := state.Applied[s.n.settings.Self]
-	if v, _ := s.n.machine.now(); at > v.head.Last {
-		// A new leader may not have applied all yet; the barrier tells.
-		if _, err := s.n.inner.ReadBarrier(ctx, replication.ConsistencyLocalQuorum); err != nil {
-			return walstream.Ack{}, err
-		}
-		if v, _ = s.n.machine.now(); at > v.head.Last {
-			s.n.alarmed(lostErr(s.region, at, v.head.Last))
-		}
+	if err := s.n.meet(ctx, &meeting{Region: s.region, Pos: at, Stamp: state.Stamps[s.n.settings.Self]}); err != nil {
+		return walstream.Ack{}, err
 	}
 	return walstream.Ack{Received: at, Persisted: at, Applied: at}, nil
 }
 
 // Send implements walstream.Sink.
 func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, error) {
+	if v, _ := s.n.machine.now(); v.head.forked() {
+		return walstream.Ack{}, fmt.Errorf("%w: %w", walstream.ErrDiverged, v.head.err())
+	}
 	entries := make([]*replication.WALEntry, len(b.Entries))
 	for i, e := range b.Entries {
 		entries[i] = &e.WALEntry

@@ -313,6 +313,9 @@ func (t *txn) apply(c *logCommand) error {
 		return err
 	}
 	t.changed = true
+	if err := t.head.err(); err != nil && c.writes() {
+		return fmt.Errorf("%w: %w", replication.ErrUnsupported, err)
+	}
 	switch c.kind {
 	case kindWrite:
 		return t.write(c)
@@ -335,6 +338,8 @@ func (t *txn) apply(c *logCommand) error {
 		return t.core.Collect()
 	case kindChange:
 		return t.changeSettings(c.body)
+	case kindMeet:
+		return t.meet(c.body)
 	default:
 		return t.merge(c)
 	}
@@ -400,13 +405,17 @@ func (t *txn) write(c *logCommand) error {
 // remote merges entries of another region; what comes before a bad one stays.
 func (t *txn) remote(c *logCommand) error {
 	defer measureMerge(time.Now())
-	for _, e := range c.entries {
+	for i, e := range c.entries {
 		fresh, err := t.core.Remote(c.wallMS, e)
 		if err == nil && fresh && e.RequestID != "" {
 			err = t.remember(&replication.RequestOutcome{ID: e.RequestID, Hash: e.RequestHash})
 		}
 		if err != nil {
-			return err
+			return t.told(int(e.Dot.Region), err)
+		}
+		if fresh {
+			origin := t.settings.Conflict.Regions[e.Dot.Region]
+			t.head.setStamp(origin, stamped(t.head.Stamps[origin], c.encoded[i]))
 		}
 	}
 	return nil

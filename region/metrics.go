@@ -59,6 +59,11 @@ func measureMerge(start time.Time) {
 // observed tells of what a committed transaction did.
 func (n *Node) observed(before, after *view, did conflict.Counts) {
 	count(did, after.settings.Conflict.Strategy)
+	if was, is := before.head.err(), after.head.err(); is != nil && was == nil {
+		n.rt.Logger.Error("this region takes no writes any more", "error", is)
+	} else if is == nil && was != nil {
+		n.rt.Logger.Warn("no other region says any more that this one has lost writes: it takes writes again")
+	}
 	for field, count := range did.Conflicts {
 		n.inner.Publish(replication.Event{Type: replication.EventConflict, Detail: fmt.Sprintf("%d about field %s", count, field)})
 	}

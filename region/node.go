@@ -34,7 +34,7 @@ type Node struct {
 	mu      sync.Mutex
 	tr      *transport.Transport // set when Start has succeeded
 	stopped bool
-	alarm   error // this region has lost writes that another one knows
+	alarm   error // the environment is not what the region was founded with
 }
 
 var (
@@ -209,10 +209,16 @@ func (n *Node) alarmed(err error) {
 	}
 }
 
+// alarmedBy is why the node takes no writes; nil: it does.
 func (n *Node) alarmedBy() error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.alarm
+	alarm := n.alarm
+	n.mu.Unlock()
+	if alarm != nil {
+		return alarm
+	}
+	v, _ := n.machine.now()
+	return v.head.err()
 }
 
 // The methods below are the inner cluster's.

@@ -1,6 +1,7 @@
 package region
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,12 +43,21 @@ type header struct {
 	Epoch replication.Epoch
 	// Requests counts the requests of other regions that are remembered.
 	Requests requests
+	// Stamps say, for each region, which entries are the applied ones of its
+	// stream, Base which the own ones before First are.
+	Stamps map[string]uint64 `json:",omitempty"`
+	Base   uint64            `json:",omitempty"`
+	// Lost are the regions that know own entries which this region has lost.
+	Lost map[string]loss `json:",omitempty"`
 	// Staged are the transfers whose rows are staged, by sender.
 	Staged map[string]staged
 }
 
 func newHeader(s *settings) header {
-	h := header{First: 1, Cursors: make(cursors)}
+	h := header{First: 1, Cursors: make(cursors), Base: firstStamp}
+	for _, r := range s.Conflict.Regions {
+		h.setStamp(r, firstStamp)
+	}
 	for _, r := range s.others() {
 		h.Cursors[r] = 0
 	}
@@ -77,11 +87,15 @@ func (t *txn) emit(e *conflict.Entry, err error) error {
 	if err != nil || e == nil {
 		return err
 	}
-	data := e.Append(t.buffer[:0])
+	data := append(t.buffer[:0], make([]byte, stampBytes)...)
+	data = e.Append(data)
 	t.buffer = data
-	if uint64(len(data)) > t.settings.MaxEntryBytes {
-		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, len(data), t.settings.MaxEntryBytes)
+	if size := uint64(len(data) - stampBytes); size > t.settings.MaxEntryBytes {
+		return fmt.Errorf("%w: %w: %d bytes, at most %d", replication.ErrInvalidCommand, errEntryTooLarge, size, t.settings.MaxEntryBytes)
 	}
+	stamp := stamped(t.head.Stamps[t.settings.Self], data[stampBytes:])
+	binary.BigEndian.PutUint64(data, stamp)
+	t.head.setStamp(t.settings.Self, stamp)
 	if err := t.blocks.add(t.Tx, e.Dot.Pos, data); err != nil {
 		return err
 	}
@@ -112,11 +126,12 @@ func (t *txn) trim() error {
 				return nil
 			}
 		}
-		size, err := t.blocks.drop(t.Tx, h.First)
+		row, err := t.blocks.drop(t.Tx, h.First)
 		if err != nil {
 			return err
 		}
-		h.Bytes -= uint64(size)
+		h.Bytes -= uint64(len(row))
+		h.Base, _ = splitOutboxRow(row)
 		h.First++
 	}
 	return nil
@@ -182,7 +197,8 @@ func (o outbox) Read(after uint64, maxEntries, maxBytes int) (*walstream.Batch, 
 			if len(b.Entries) > 0 && b.Bytes+len(row) > maxBytes {
 				return nil
 			}
-			e, err := conflict.DecodeOwn(row)
+			_, entry := splitOutboxRow(row)
+			e, err := conflict.DecodeOwn(entry)
 			if err != nil {
 				return fmt.Errorf("outbox entry %d: %w", pos, err)
 			}

@@ -17,6 +17,7 @@ import (
 type regionState struct {
 	Region  string
 	Applied map[string]uint64 // of each region's stream
+	Stamps  map[string]uint64 // which entries these are
 	Epoch   replication.Epoch
 	WallMS  uint64
 }
@@ -77,7 +78,7 @@ func (n *Node) handleState(ctx context.Context, req *replication.Request) (any, 
 	if v.settings == nil {
 		return nil, fmt.Errorf("%w: the region's settings are not founded", replication.ErrNotReady)
 	}
-	s := &regionState{Region: n.settings.Self, Applied: make(map[string]uint64), Epoch: v.head.Epoch, WallMS: n.wallMS()}
+	s := &regionState{Region: n.settings.Self, Applied: make(map[string]uint64), Stamps: v.head.Stamps, Epoch: v.head.Epoch, WallMS: n.wallMS()}
 	for _, r := range v.settings.Conflict.Regions {
 		s.Applied[r] = v.applied(r)
 	}
@@ -173,6 +174,9 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 	if len(entries) == 0 {
 		return &replication.WALBatchResponse{}, nil
 	}
+	if wire[0].Origin == n.settings.Self {
+		return nil, fmt.Errorf("%w: entry %d is of this region's own stream", replication.ErrInvalidCommand, wire[0].Position)
+	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
 	if mutants.ackBeforeCommit {
@@ -188,18 +192,11 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 }
 
 // merge proposes entries and sorts the answers out: a gap is told by the
-// position, lost writes of this region's own are an alarm.
+// position.
 func (n *Node) merge(ctx context.Context, entries []*conflict.Entry) error {
 	err := n.propose(ctx, &logCommand{kind: kindRemote, wallMS: n.wallMS(), entries: entries})
-	switch {
-	case errors.Is(err, conflict.ErrGap):
+	if errors.Is(err, conflict.ErrGap) {
 		return nil
-	case errors.Is(err, conflict.ErrAhead):
-		n.alarmed(err)
 	}
 	return err
-}
-
-func lostErr(region string, theirs, ours uint64) error {
-	return fmt.Errorf("%w: region %s has %d of this region's writes, here are %d", conflict.ErrAhead, region, theirs, ours)
 }

@@ -20,10 +20,11 @@ const partBytes = 256 << 10
 // spool is a state on its way: in a file, as it must be of one moment, takes
 // long to be sent, and may be larger than the memory.
 type spool struct {
-	id    string
-	parts uint64
-	file  *os.File
-	rows  *json.Decoder
+	id     string
+	parts  uint64
+	stamps map[string]uint64 // of what the rows say is applied
+	file   *os.File
+	rows   *json.Decoder
 }
 
 // spoolPattern is the name of the file, in the data directory.
@@ -54,6 +55,11 @@ func (n *Node) collect() (*spool, error) {
 }
 
 func (s *spool) write(out *json.Encoder, m replication.Meta) error {
+	v, err := readView(m)
+	if err != nil {
+		return err
+	}
+	s.stamps = v.head.Stamps
 	var rows []row
 	size := 0
 	flush := func() error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/region/conflict"
@@ -59,6 +60,7 @@ type part struct {
 	ID     string
 	Number uint64
 	Rows   []row
+	Stamps map[string]uint64 `json:",omitempty"` // kindMerge: the sender's
 }
 
 // decode checks who the part is said to be from.
@@ -168,7 +170,14 @@ func (t *txn) merge(c *logCommand) error {
 	if err := t.atMost(t.head.Staged[p.Region].Bytes + t.core.Status().Bytes); err != nil {
 		return err
 	}
-	err := t.mergeStaged(c.wallMS, p.Region)
+	before := t.core.Status().Applied
+	err := t.told(t.settings.index(p.Region), t.mergeStaged(c.wallMS, p.Region))
+	after := t.core.Status().Applied
+	for i, r := range t.settings.Conflict.Regions {
+		if after[i] > before[i] { // to where the sender is
+			t.head.setStamp(r, p.Stamps[r])
+		}
+	}
 	if _, verdict := replication.Verdict(asAnswer(err)); err == nil || verdict {
 		if dropped := t.dropStaged(p.Region); dropped != nil {
 			return dropped
@@ -252,14 +261,25 @@ func (n *Node) transfer(ctx context.Context, region string) error {
 			return fmt.Errorf("part %d of %d: %w", number+1, s.parts, err)
 		}
 	}
-	last := part{Region: n.settings.Self, ID: s.id, Number: s.parts}
+	last := part{Region: n.settings.Self, ID: s.id, Number: s.parts, Stamps: s.stamps}
 	return n.sendPart(ctx, region, &transferRequest{Part: last, Merge: true})
 }
 
+// partPatience is for how long a part is sent again before the whole state is.
+const partPatience = time.Minute
+
+// sendPart sends a part, again where the connection breaks or the other region
+// has no leader for a moment: a part that came twice is passed over.
 func (n *Node) sendPart(ctx context.Context, region string, req *transferRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
-	defer cancel()
-	return n.call(ctx, region, replication.MsgRegionState, req, nil)
+	for start := time.Now(); ; pause(ctx, markInterval) {
+		callCtx, cancel := context.WithTimeout(ctx, 2*proposeTimeout)
+		err := n.call(callCtx, region, replication.MsgRegionState, req, nil)
+		cancel()
+		if _, verdict := replication.Verdict(err); err == nil || verdict || ctx.Err() != nil || time.Since(start) > partPatience {
+			return err
+		}
+		n.rt.Logger.Debug("a part of the state is sent again", "region", region, "part", req.Part.Number, "error", err)
+	}
 }
 
 // handleTransfer serves code 31 of another region, which sends its own state.
@@ -304,9 +324,5 @@ func (n *Node) takePart(ctx context.Context, q *transferRequest) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
-	err := n.propose(ctx, c)
-	if errors.Is(err, conflict.ErrAhead) {
-		n.alarmed(err)
-	}
-	return struct{}{}, err
+	return struct{}{}, n.propose(ctx, c)
 }

@@ -21,13 +21,19 @@ func newSolo(t testing.TB, self string, outboxMax uint64) *solo {
 }
 
 func newSoloOver(t testing.TB, storage replication.Storage, self string, outboxMax uint64) *solo {
+	return newSoloOf(t, storage, self, func(s *settings) { s.OutboxMaxEntries = outboxMax })
+}
+
+// newSoloOf is newSolo with other settings.
+func newSoloOf(t testing.TB, storage replication.Storage, self string, change func(*settings)) *solo {
 	m, err := newMachine(storage)
 	require.NoError(t, err)
 	a, err := replication.NewStorageApplier(m.storage())
 	require.NoError(t, err)
 	s := &solo{m, a}
-	settings := settings{Federation: "f", Self: self, OutboxMaxEntries: outboxMax, OutboxMaxBytes: 1 << 30, MaxEntryBytes: 1 << 20,
+	settings := settings{Federation: "f", Self: self, OutboxMaxEntries: 10, OutboxMaxBytes: 1 << 30, MaxEntryBytes: 1 << 20,
 		Conflict: conflict.Settings{Regions: []string{"asia", "eu", "us"}, Strategy: conflict.Manual}}
+	change(&settings)
 	require.NoError(t, s.do(t, &logCommand{kind: kindSettings, body: jsonBody(&settings)}))
 	return s
 }
@@ -142,4 +148,46 @@ func FuzzDecodeRequest(f *testing.F) {
 			require.True(t, verdict)
 		}
 	})
+}
+
+// TestTheClockIsNotDrivenIntoItsEnd: whatever times other regions write, without a
+// bound too, what this one writes then is taken by the others.
+func TestTheClockIsNotDrivenIntoItsEnd(t *testing.T) {
+	eu, us := newSolo(t, "eu", 10), newSolo(t, "us", 10)
+	unbound := uint64(0)
+	for _, s := range []*solo{eu, us} {
+		require.NoError(t, s.do(t, &logCommand{kind: kindChange, body: jsonBody(&settingsChange{MaxClockOffsetMS: &unbound})}))
+	}
+	last := &conflict.Entry{Dot: conflict.Dot{Region: 0, Pos: 1}, Time: 1<<63 - 1}
+	require.NoError(t, eu.do(t, &logCommand{kind: kindRemote, wallMS: 1000, entries: []*conflict.Entry{last}}))
+	require.NoError(t, eu.put(t, "x", ""))
+	batch, err := outbox{eu.machine}.Read(0, 10, 1<<20)
+	require.NoError(t, err)
+	entry, err := eu.view.settings.Conflict.FromWAL(&batch.Entries[0].WALEntry)
+	require.NoError(t, err)
+	require.NoError(t, us.do(t, &logCommand{kind: kindRemote, wallMS: 1000, entries: []*conflict.Entry{entry}}))
+}
+
+// TestTheEpochCanBeFollowed: what another region can announce at most leaves an
+// epoch to promote this one to, that the others take over.
+func TestTheEpochCanBeFollowed(t *testing.T) {
+	at := func(self string, c *logCommand) *solo {
+		s := newSoloOf(t, testharness.NewMemStore(), self, func(s *settings) { s.WriteRegion = "us" })
+		_ = s.do(t, c)
+		return s
+	}
+	for number := uint64(1<<62 - 3); number <= 1<<62+3; number++ {
+		told := &logCommand{kind: kindEpoch, body: jsonBody(&replication.Epoch{Number: number, Owner: "us"})}
+		eu := at("eu", told)
+		err := eu.do(t, &logCommand{kind: kindPromote})
+		v, _ := eu.now()
+		if v.head.Epoch.Owner != "eu" {
+			require.Error(t, err, "it was not promoted")
+			continue
+		}
+		us := at("us", told)
+		require.NoError(t, us.do(t, &logCommand{kind: kindEpoch, body: jsonBody(&v.head.Epoch)}), number)
+		followed, _ := us.now()
+		require.Equal(t, v.head.Epoch, followed.head.Epoch)
+	}
 }

@@ -95,12 +95,6 @@ func (w *wild) run(seed uint64, d time.Duration, resolves bool) {
 	wg.Wait()
 }
 
-func (w *wild) crashAll(name string) {
-	for _, m := range w.nodes[name] {
-		w.Crash(m)
-	}
-}
-
 // deed is something that storm's faults do not have.
 func (w *wild) deed(ctx context.Context) {
 	name, other := w.regions[w.rng.IntN(len(w.regions))], w.regions[w.rng.IntN(len(w.regions))]

@@ -171,7 +171,8 @@ func (s *stepper) admit() {
 // snapshotAsked: a standby that needs a snapshot has lost what it was admitted for,
 // or what it would be: what it said that it had counts for nothing any more.
 func (s *stepper) snapshotAsked() {
-	if admitted := s.stored.PeerAdmitted; s.role == RolePrimary && (admitted || s.ack != walstream.Ack{}) {
+	// One that followed may have acknowledged more, on another connection, than was heard.
+	if admitted := s.stored.PeerAdmitted; s.role == RolePrimary && (admitted || s.hasLease || s.ack != walstream.Ack{}) {
 		if !s.raise(false) {
 			s.do(action{kind: doReply})
 			return

@@ -42,6 +42,12 @@ func TestARebuiltStandbyIsAdmittedForWhatItHasNow(t *testing.T) {
 	m, _ = m.step(follows(m, 9))
 	require.True(t, m.stored.PeerAdmitted)
 
+	silent := leader(replication.SyncFull) // whose standby followed, and has acknowledged what was not heard yet
+	silent, _ = silent.step(follows(silent, 0))
+	heardLate, _ := silent.step(event{kind: evSnapshotAsked, now: at(101 * time.Second), log: leaderLog})
+	heardLate, _ = heardLate.step(event{kind: evStreamAck, epoch: silent.stored.Epoch, now: at(102 * time.Second), log: leaderLog, ack: walstream.Ack{Received: 9, Persisted: 9}})
+	require.Zero(t, heardLate.ack)
+
 	fresh := leader(replication.SyncFull) // whose standby never had anything
 	after, _ := fresh.step(event{kind: evSnapshotAsked, now: at(101 * time.Second), log: leaderLog})
 	require.Equal(t, fresh.stored, after.stored, "nothing to take back")

@@ -9,12 +9,15 @@ import (
 // A time is a hybrid logical clock: 48 bit of milliseconds, 16 bit of counter.
 const counterBits = 16
 
-// maxTime bounds the times that are taken from others, at half the range, so
-// that a clock that follows one still has room to tick.
-const maxTime = 1 << 63
+// maxTime bounds the times of entries. No clock follows another one, or the wall,
+// to maxFollowed (the year 4200), so that it has room to tick below maxTime.
+const (
+	maxTime     = 1 << 63
+	maxFollowed = 1 << 62
+)
 
-// maxWallMS is what fits below maxTime.
-const maxWallMS = maxTime>>counterBits - 1
+// maxWallMS is what fits below maxFollowed.
+const maxWallMS = maxFollowed>>counterBits - 1
 
 // tick returns the time of a new write: later than last, and not before the wall.
 func tick(last, wallMS uint64) uint64 {
@@ -22,9 +25,9 @@ func tick(last, wallMS uint64) uint64 {
 }
 
 // observe returns the clock after a remote time was seen. A time further ahead
-// of the wall than maxOffsetMS (0: no bound) is not followed.
+// of the wall than maxOffsetMS (0: no bound) is not followed, nor one at the end of the range.
 func observe(last, remote, wallMS, maxOffsetMS uint64) (clock uint64, ahead bool) {
-	if maxOffsetMS > 0 && remote>>counterBits > min(wallMS, maxWallMS)+maxOffsetMS {
+	if remote >= maxFollowed || maxOffsetMS > 0 && remote>>counterBits > min(wallMS, maxWallMS)+maxOffsetMS {
 		return last, true
 	}
 	return max(last, remote), false
