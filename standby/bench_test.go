@@ -1,6 +1,7 @@
 package standby_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/testchild"
 	"github.com/nornicdb/replication/standby"
 	"github.com/nornicdb/replication/testharness"
 	"github.com/nornicdb/replication/transport"
@@ -40,12 +42,15 @@ var atLeast = map[replication.SyncMode]map[int]float64{
 
 // BenchmarkApply writes commands of 256 bytes through a pair over loopback, both
 // logs durable on this machine's disk, the graph in memory; and in turns stores
-// as many entries in as large groups in a log store of the same kind.
+// as many entries in as large groups in a log store of the same kind. The standby
+// is a process of its own, as it always is where it is used: two nodes in one
+// process take each other's place in Go's scheduler, which gives the place of a
+// goroutine that syncs a file to others late or not at all.
 func BenchmarkApply(b *testing.B) {
 	for _, mode := range syncModes {
 		for _, writers := range []int{1, 16, 64, 256} {
 			b.Run(fmt.Sprintf("%s/writers=%d", mode, writers), func(b *testing.B) {
-				p := startBenchPair(b, mode)
+				p := startProcesses(b, mode)
 				plain := openCounted(b, b.TempDir())
 				for b.Loop() {
 					compareApply(b, p, plain, mode, writers)
@@ -61,9 +66,9 @@ func compareApply(b *testing.B, p *benchPair, plain *countedStore, mode replicat
 	var latencies, single []time.Duration
 	for range benchRounds {
 		calls, bytes := p.logs[0].calls.Load(), p.logs[0].bytes.Load()
-		before := cpuTime()
+		before := p.cpuTime()
 		rate, took := load(b, writers, benchSlice, p.apply)
-		cpu = append(cpu, float64((cpuTime()-before).Microseconds())/float64(len(took)))
+		cpu = append(cpu, float64((p.cpuTime()-before).Microseconds())/float64(len(took)))
 		ours, latencies = append(ours, rate), append(latencies, took...)
 		calls, bytes = p.logs[0].calls.Load()-calls, p.logs[0].bytes.Load()-bytes
 		writes := int64(len(took)) // each is an entry, however the log packs them
@@ -89,11 +94,7 @@ func compareApply(b *testing.B, p *benchPair, plain *countedStore, mode replicat
 		b.ReportMetric(f.value, f.unit)
 		said += fmt.Sprintf(", %.2f %s", f.value, f.unit)
 	}
-	for i, l := range p.logs {
-		calls := float64(l.calls.Load())
-		said += fmt.Sprintf(", log %d: %.0f syncs of %.0f bytes, %.2f ms each", i, calls, float64(l.bytes.Load())/calls, float64(l.busy.Load())/calls/1e6)
-	}
-	b.Log(said) // a benchmark that fails reports no metrics
+	b.Log(said + ", primary's log: " + p.logs[0].String() + ", standby's: " + p.child.Tell("log")) // a benchmark that fails reports no metrics
 	if bar := atLeast[mode][writers]; ratio < bar {
 		b.Errorf("%.2f of StoreLogs, wanted at least %.2f", ratio, bar)
 	}
@@ -171,6 +172,12 @@ func (c *countedStore) StoreLogs(logs []*raft.Log) error {
 	return c.LogStore.StoreLogs(logs)
 }
 
+// String is how often and how long it stored.
+func (c *countedStore) String() string {
+	calls := float64(c.calls.Load())
+	return fmt.Sprintf("%.0f syncs of %.0f bytes, %.2f ms each", calls, float64(c.bytes.Load())/calls, float64(c.busy.Load())/calls/1e6)
+}
+
 // storeMore stores as many entries of a size behind those that are there.
 func (c *countedStore) storeMore(count, size int) error {
 	logs := make([]*raft.Log, count)
@@ -193,17 +200,16 @@ func putBytes(i int64) *replication.Command {
 	return &replication.Command{Type: replication.CmdPutNode, Data: append(data, tail...), Timestamp: time.Now()}
 }
 
-// benchPair is two nodes in this process, over loopback, with the default
-// configuration but for the sync mode; the first is primary.
+// benchPair is two nodes, over loopback, with the default configuration but for
+// the sync mode; the first is primary. The second may be in another process.
 type benchPair struct {
 	nodes [2]replication.Replicator
 	addrs [2]string
 	logs  [2]*countedStore
+	child *testchild.Process // nil: the standby is here
 }
 
-func startBenchPair(b testing.TB, mode replication.SyncMode) *benchPair {
-	ballast := make([]byte, 64<<20) // a database has more in memory than its replication
-	b.Cleanup(func() { runtime.KeepAlive(ballast) })
+func newBenchPair(b testing.TB) *benchPair {
 	p := new(benchPair)
 	for i := range p.addrs {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -211,23 +217,83 @@ func startBenchPair(b testing.TB, mode replication.SyncMode) *benchPair {
 		p.addrs[i] = l.Addr().String()
 		require.NoError(b, l.Close())
 	}
-	for i := range p.nodes {
-		cfg := replication.DefaultConfig()
-		cfg.Mode, cfg.NodeID, cfg.BindAddr, cfg.DataDir = replication.ModeHAStandby, fmt.Sprint("n", i), p.addrs[i], b.TempDir()
-		cfg.Secret = "0123456789abcdef"
-		cfg.HA.Role, cfg.HA.PeerAddr, cfg.HA.SyncMode = []string{"primary", "standby"}[i], p.addrs[1-i], mode
-		cfg.HA.Heartbeat = 50 * time.Millisecond
-		store := openCounted(b, b.TempDir())
-		p.logs[i] = store
-		open := standby.Mode(standby.WithLogStore("bolt", func(string) (raft.LogStore, error) { return store, nil }))
-		var err error
-		p.nodes[i], err = replication.New(cfg, testharness.NewMemStore(), replication.Modes{replication.ModeHAStandby: open}, replication.WithLogger(quietLogger()))
-		require.NoError(b, err)
-		require.NoError(b, p.nodes[i].Start(context.Background()))
-		b.Cleanup(func() { require.NoError(b, p.nodes[i].Shutdown()) })
-	}
+	return p
+}
+
+// start starts a node of the pair in this process.
+func (p *benchPair) start(b testing.TB, i int, mode replication.SyncMode) {
+	ballast := make([]byte, 64<<20) // a database has more in memory than its replication
+	b.Cleanup(func() { runtime.KeepAlive(ballast) })
+	cfg := replication.DefaultConfig()
+	cfg.Mode, cfg.NodeID, cfg.BindAddr, cfg.DataDir = replication.ModeHAStandby, fmt.Sprint("n", i), p.addrs[i], b.TempDir()
+	cfg.Secret = "0123456789abcdef"
+	cfg.HA.Role, cfg.HA.PeerAddr, cfg.HA.SyncMode = []string{"primary", "standby"}[i], p.addrs[1-i], mode
+	cfg.HA.Heartbeat = 50 * time.Millisecond
+	store := openCounted(b, b.TempDir())
+	p.logs[i] = store
+	open := standby.Mode(standby.WithLogStore("bolt", func(string) (raft.LogStore, error) { return store, nil }))
+	var err error
+	p.nodes[i], err = replication.New(cfg, testharness.NewMemStore(), replication.Modes{replication.ModeHAStandby: open}, replication.WithLogger(quietLogger()))
+	require.NoError(b, err)
+	require.NoError(b, p.nodes[i].Start(context.Background()))
+	b.Cleanup(func() { require.NoError(b, p.nodes[i].Shutdown()) })
+}
+
+// startBenchPair starts both nodes in this process.
+func startBenchPair(b testing.TB, mode replication.SyncMode) *benchPair {
+	p := newBenchPair(b)
+	p.start(b, 0, mode)
+	p.start(b, 1, mode)
 	p.admitted(b, 0)
 	return p
+}
+
+// asStandby makes the test binary be the standby of a pair with the mode and the
+// addresses that it names.
+const asStandby = "STANDBY_BENCH"
+
+// startProcesses starts the standby in a process of its own.
+func startProcesses(b *testing.B, mode replication.SyncMode) *benchPair {
+	p := newBenchPair(b)
+	p.start(b, 0, mode)
+	p.child = testchild.Start(b, []string{"-test.run", "^TestChildStandby$"}, []string{strings.Join([]string{asStandby + "=" + string(mode), p.addrs[0], p.addrs[1]}, ",")})
+	p.child.Tell("start")
+	require.Eventually(b, func() bool {
+		h := p.nodes[0].Health()
+		return h.IsLeader && len(h.Peers) > 0 && h.Peers[0].State == "admitted"
+	}, 30*time.Second, 10*time.Millisecond)
+	return p
+}
+
+// TestChildStandby is the standby that startProcesses runs; in a normal run it does
+// nothing. It obeys, one answer a line: start, log, cpu.
+func TestChildStandby(t *testing.T) {
+	words := strings.Split(os.Getenv(asStandby), ",")
+	if len(words) != 3 {
+		return
+	}
+	p := &benchPair{addrs: [2]string{words[1], words[2]}}
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		answer := "ok"
+		switch lines.Text() {
+		case "start":
+			p.start(t, 1, replication.SyncMode(words[0]))
+		case "log":
+			answer = p.logs[1].String()
+		case "cpu":
+			answer = cpuTime().String()
+		}
+		fmt.Println(answer)
+	}
+}
+
+// cpuTime is the processor time that both nodes have used.
+func (p *benchPair) cpuTime() time.Duration {
+	d, err := time.ParseDuration(p.child.Tell("cpu"))
+	if err != nil {
+		return 0
+	}
+	return d + cpuTime()
 }
 
 // admitted waits until a node is primary with an admitted standby, which knows it.

@@ -18,7 +18,7 @@ import (
 // Process reads an order a line and answers each with a line, one that contains
 // "failed" if it could not obey. It takes one order at a time.
 type Process struct {
-	t   *testing.T
+	t   testing.TB
 	cmd *exec.Cmd
 	in  io.Writer
 	out *bufio.Scanner
@@ -26,7 +26,7 @@ type Process struct {
 
 // Start runs the test binary with arguments and an environment added to this
 // process's. It is killed at the test's end.
-func Start(t *testing.T, args, env []string) *Process {
+func Start(t testing.TB, args, env []string) *Process {
 	t.Helper()
 	p := &Process{t: t, cmd: exec.Command(os.Args[0], args...)}
 	p.cmd.Env = append(os.Environ(), env...)
