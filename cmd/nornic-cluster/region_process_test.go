@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"regexp"
 	"os"
 	"path/filepath"
 	"slices"
@@ -187,10 +188,13 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	out, errs, status = runCommand(t, "region", "settings", "--addr", eu.url, "--json")
 	require.Zero(t, status, errs)
 	require.Contains(t, out, `"conflict_strategy":"manual","max_clock_offset":"500ms","outbox_max_entries":1000000,`)
-	out, errs, status = runCommand(t, "status", "--addr", us.url)
-	require.Zero(t, status, errs)
-	require.Contains(t, out, "region us; all regions accept writes")
-	require.Regexp(t, `eu +127.0.0.1:[0-9]+ +connected +true +0 +0.0`, out)
+	inStep := regexp.MustCompile(`eu +127.0.0.1:[0-9]+ +connected +true +0 +0.0`)
+	until(t, "status shows that eu has everything, a mark that is on its way too", func() bool {
+		out, errs, status := runCommand(t, "status", "--addr", us.url)
+		require.Zero(t, status, errs)
+		require.Contains(t, out, "region us; all regions accept writes")
+		return inStep.MatchString(out)
+	})
 }
 
 // TestRegionsPromotion: the write region is lost while it takes writes, another
