@@ -58,7 +58,9 @@ func TestHTTPErrorsAreJSON(t *testing.T) {
 		h.ServeHTTP(w, httptest.NewRequest(tc.method, tc.path, strings.NewReader(tc.body)))
 		require.Equal(t, tc.status, w.Code, tc.path)
 		require.Equal(t, "application/json", w.Header().Get("Content-Type"), tc.path)
-		var body struct{ Error struct{ Code, Message string } }
+		var body struct {
+			Error struct{ Code, Message string }
+		}
 		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &body), w.Body.String())
 		require.Equal(t, tc.code, body.Error.Code)
 		require.NotEmpty(t, body.Error.Message)
