@@ -54,7 +54,9 @@ type Config struct {
 	TLS    TLSConfig
 
 	WriteConsistency Consistency // WRITE_CONSISTENCY; empty: what the mode gives
-	ReadConsistency  Consistency // READ_CONSISTENCY
+	// ReadConsistency is READ_CONSISTENCY: the level that the embedder gives to
+	// ReadBarrier for a read that names none. The modes themselves do not look at it.
+	ReadConsistency Consistency
 }
 
 // HAConfig configures hot standby (NORNICDB_CLUSTER_HA_*).

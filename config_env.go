@@ -126,10 +126,10 @@ func wordVar[T ~string](name string, field func(*Config) *T, words ...T) variabl
 	}
 	return variable{name: name, allowed: "one of " + strings.Join(list, ", "),
 		set: func(c *Config, s string) error {
-			*field(c) = T(s)
 			if !slices.Contains(words, T(s)) {
 				return errors.New("unknown word")
 			}
+			*field(c) = T(s)
 			return nil
 		},
 		get: func(c *Config) string { return string(*field(c)) }}
@@ -139,30 +139,35 @@ func intVar[T int | int64](name string, field func(*Config) *T) variable {
 	return variable{name: name, allowed: "a whole number",
 		set: func(c *Config, s string) error {
 			v, err := strconv.ParseInt(s, 10, 63)
-			*field(c) = T(v)
-			return plain(err)
+			return keep(field(c), T(v), err)
 		},
 		get: func(c *Config) string { return strconv.FormatInt(int64(*field(c)), 10) }}
 }
 
 func uintVar(name string, field func(*Config) *uint64) variable {
 	return variable{name: name, allowed: "a whole number",
-		set: func(c *Config, s string) (err error) {
-			*field(c), err = strconv.ParseUint(s, 10, 64)
-			return plain(err)
+		set: func(c *Config, s string) error {
+			v, err := strconv.ParseUint(s, 10, 64)
+			return keep(field(c), v, err)
 		},
 		get: func(c *Config) string { return strconv.FormatUint(*field(c), 10) }}
 }
 
 func boolVar(name string, field func(*Config) *bool) variable {
 	return variable{name: name, allowed: "true or false",
-		set: func(c *Config, s string) (err error) { *field(c), err = strconv.ParseBool(s); return plain(err) },
+		set: func(c *Config, s string) error {
+			v, err := strconv.ParseBool(s)
+			return keep(field(c), v, err)
+		},
 		get: func(c *Config) string { return strconv.FormatBool(*field(c)) }}
 }
 
 func durationVar(name string, field func(*Config) *time.Duration) variable {
 	return variable{name: name, allowed: "a duration such as 30s or 250ms",
-		set: func(c *Config, s string) (err error) { *field(c), err = time.ParseDuration(s); return plain(err) },
+		set: func(c *Config, s string) error {
+			v, err := time.ParseDuration(s)
+			return keep(field(c), v, err)
+		},
 		get: func(c *Config) string { return field(c).String() }}
 }
 
@@ -182,10 +187,11 @@ func unitVar(name string, unit time.Duration, orDuration bool, field func(*Confi
 				*field(c) = time.Duration(n) * unit
 				return nil
 			}
+			var d time.Duration
 			if orDuration {
-				*field(c), err = time.ParseDuration(s)
+				d, err = time.ParseDuration(s)
 			}
-			return plain(err)
+			return keep(field(c), d, err)
 		},
 		get: func(c *Config) string {
 			if d := *field(c); d%unit == 0 || !orDuration {
@@ -195,13 +201,16 @@ func unitVar(name string, unit time.Duration, orDuration bool, field func(*Confi
 		}}
 }
 
-// plain hides strconv's repetition of the value, which may be a secret put
-// into the wrong variable, and is shown once already.
-func plain(err error) error {
-	if err == nil {
-		return nil
+// keep sets a field to a value that parsed. One that did not leaves the default,
+// so that other variables are not measured against a zero. The parser's error
+// would repeat the value, which is shown already and may be a secret put into the
+// wrong variable.
+func keep[T any](field *T, v T, err error) error {
+	if err != nil {
+		return errors.New("does not parse")
 	}
-	return errors.New("does not parse")
+	*field = v
+	return nil
 }
 
 func splitList(s string) []string {

@@ -142,3 +142,42 @@ func TestNumbersOutOfRangeAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestAMistakeIsSaidOnce: a variable that does not parse is no reason to find
+// fault with one that is measured against it.
+func TestAMistakeIsSaidOnce(t *testing.T) {
+	for _, line := range []string{"RAFT_ELECTION_TIMEOUT=5", "RAFT_HEARTBEAT_TIMEOUT=soon", "HA_HEARTBEAT_MS=1s", "HA_RECONNECT_INTERVAL=9", "HA_PARTITION_POLICY=both"} {
+		_, err := loadEnv(env(line))
+		require.ErrorContains(t, err, envPrefix+strings.Split(line, "=")[0])
+		require.Equal(t, 1, strings.Count(err.Error(), envPrefix), "%v", err)
+	}
+}
+
+// TestWordsOfTheModeInUseAreNotEmpty: a Config that was put together by hand
+// without one would get a semantics that nobody chose.
+func TestWordsOfTheModeInUseAreNotEmpty(t *testing.T) {
+	fields := map[string]struct {
+		mode  ReplicationMode
+		clear func(*Config)
+	}{
+		"HA_ROLE":             {ModeHAStandby, func(c *Config) { c.HA.Role = "" }},
+		"HA_SYNC_MODE":        {ModeHAStandby, func(c *Config) { c.HA.SyncMode = "" }},
+		"HA_PARTITION_POLICY": {ModeHAStandby, func(c *Config) { c.HA.PartitionPolicy = "" }},
+		"CROSS_REGION_MODE":   {ModeMultiRegion, func(c *Config) { c.Region.CrossRegionMode = "" }},
+		"CLOCK_SKEW_POLICY":   {ModeMultiRegion, func(c *Config) { c.Region.ClockSkewPolicy = "" }},
+		"CONFLICT_STRATEGY":   {ModeMultiRegion, func(c *Config) { c.Region.ConflictStrategy = "" }},
+		"TLS_MIN_VERSION":     {ModeRaft, func(c *Config) { c.TLS.MinVersion = "" }},
+		"READ_CONSISTENCY":    {ModeRaft, func(c *Config) { c.ReadConsistency = "" }},
+		"MODE":                {"", func(*Config) {}},
+	}
+	for name, tc := range fields {
+		c := DefaultConfig()
+		c.Mode, c.BindAddr, c.HA.Role, c.HA.PeerAddr, c.Region.RegionID = tc.mode, "127.0.0.1:7688", "primary", "127.0.0.1:7689", "eu"
+		c.TLS.Enabled, c.TLS.CertFile, c.TLS.KeyFile, c.TLS.CAFile = true, "c", "k", "a"
+		if tc.mode != "" {
+			require.NoError(t, c.Validate(), name)
+		}
+		tc.clear(c)
+		require.ErrorContains(t, c.Validate(), envPrefix+name)
+	}
+}

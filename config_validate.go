@@ -80,12 +80,29 @@ func (k *checker) words() {
 	for _, v := range variables {
 		text := v.get(k.c)
 		if text == "" {
-			k.check(v.name != "MODE", v.name, "must be %s", v.allowed)
+			k.check(!k.c.needsWord(v.name), v.name, "must be %s", v.allowed)
 			continue
 		}
 		if err := v.set(&scratch, text); err != nil {
 			k.check(false, v.name, "%v; allowed: %s", err, v.allowed)
 		}
+	}
+}
+
+// needsWord says whether an empty text in place of a word would leave open what
+// is to happen: WRITE_CONSISTENCY may be empty, and what is not in use.
+func (c *Config) needsWord(name string) bool {
+	switch name {
+	case "MODE", "READ_CONSISTENCY":
+		return true
+	case "HA_SYNC_MODE", "HA_PARTITION_POLICY":
+		return c.Mode == ModeHAStandby
+	case "CROSS_REGION_MODE", "CLOCK_SKEW_POLICY", "CONFLICT_STRATEGY":
+		return c.Mode == ModeMultiRegion
+	case "TLS_MIN_VERSION":
+		return c.TLS.Enabled
+	default:
+		return false
 	}
 }
 

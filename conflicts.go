@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 )
 
@@ -84,6 +85,9 @@ type VersionID struct {
 	Region string `json:"region"`
 	Pos    uint64 `json:"pos"`
 }
+
+// String is region:position.
+func (id VersionID) String() string { return fmt.Sprintf("%s:%d", id.Region, id.Pos) }
 
 // ConflictVersion is one of the values in conflict.
 type ConflictVersion struct {

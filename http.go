@@ -41,8 +41,44 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	for _, route := range h.routes() {
 		mux.HandleFunc(route.pattern, route.serve)
 	}
-	return mux
+	return HTTPMuxErrors(mux)
 }
+
+// HTTPMuxErrors serves mux, and answers in JSON where mux itself refuses a request:
+// 404 for an unknown path, 405 for another method.
+func HTTPMuxErrors(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		own, pattern := mux.Handler(r)
+		if pattern == "" {
+			own.ServeHTTP(&muxError{ResponseWriter: w, what: r.Method + " " + r.URL.Path}, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// muxError puts a JSON body in the place of the text with which a ServeMux refuses
+// a request. Headers, Allow among them, stay.
+type muxError struct {
+	http.ResponseWriter
+	what string
+}
+
+func (e *muxError) WriteHeader(status int) {
+	if status != http.StatusNotFound && status != http.StatusMethodNotAllowed { // a redirect to the clean path
+		e.ResponseWriter.WriteHeader(status)
+		return
+	}
+	code := "not_found"
+	if status == http.StatusMethodNotAllowed {
+		code = "method_not_allowed"
+	}
+	e.Header().Del("X-Content-Type-Options")
+	WriteHTTPJSON(e.ResponseWriter, status, map[string]any{"error": map[string]string{"code": code, "message": e.what + ": " + http.StatusText(status)}})
+}
+
+// Write drops the text.
+func (e *muxError) Write(text []byte) (int, error) { return len(text), nil }
 
 type httpRoute struct {
 	pattern string // method and path
@@ -87,6 +123,10 @@ func HTTPStatus(err error) int {
 	var notLeader *NotLeaderError
 	if errors.As(err, &notLeader) && notLeader.LeaderID == "" && !errors.Is(err, ErrUnknownOutcome) {
 		return http.StatusServiceUnavailable // nobody leads
+	}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return http.StatusRequestEntityTooLarge
 	}
 	for _, row := range []struct {
 		status int
@@ -167,7 +207,7 @@ func post[T any](h *httpHandler, do func(context.Context, *T) error) http.Handle
 			err = errors.New("more than one value")
 		}
 		if err != nil && err != io.EOF { // no body is an empty one
-			writeHTTPError(w, http.StatusBadRequest, fmt.Errorf("%w: body: %v", ErrInvalidCommand, err))
+			WriteHTTPError(w, fmt.Errorf("%w: body: %w", ErrInvalidCommand, err))
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), h.opts.Timeout)

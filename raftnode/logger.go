@@ -1,6 +1,7 @@
 package raftnode
 
 import (
+	"fmt"
 	"io"
 	"log"
 
@@ -28,7 +29,21 @@ func (p *passLogger) args(args []any) []any {
 	all := make([]any, 0, len(p.with)+len(args)+2)
 	all = append(all, "component", "raft")
 	all = append(all, p.with...)
-	return append(all, args...)
+	all = append(all, args...)
+	for i, v := range all {
+		all[i] = plainValue(v)
+	}
+	return all
+}
+
+// plainValue writes out hclog.Fmt, which hashicorp/raft passes as a value and
+// other loggers do not know.
+func plainValue(v any) any {
+	f, ok := v.(hclog.Format)
+	if !ok || len(f) == 0 {
+		return v
+	}
+	return fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
 }
 
 func (p *passLogger) Log(level hclog.Level, msg string, args ...any) {

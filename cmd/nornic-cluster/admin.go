@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -14,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nornicdb/replication"
 	"github.com/spf13/cobra"
 )
 
@@ -117,8 +117,8 @@ func promoteCommand() *cobra.Command {
 const forcedPromotion = "forced: writes that the old primary acknowledged and this node had not received are not in its graph; " +
 	"if that node comes back, they are in its diverged/ directory"
 
-// postAdmin sends an order to a node once: whether one whose answer was lost was
-// carried out is the operator's to find out.
+// postAdmin sends an order to a node once. Whether one whose answer was lost was
+// carried out is the operator's to find out: ErrUnknownOutcome says so.
 func postAdmin(ctx context.Context, addr, path string, body any) error {
 	c, err := newClient([]string{addr})
 	if err != nil {
@@ -138,22 +138,17 @@ func postAdmin(ctx context.Context, addr, path string, body any) error {
 	req.Header.Set("Content-Type", "application/json")
 	c.authorize(req)
 	resp, err := c.http.Do(req)
-	if err != nil {
+	var dial *net.OpError
+	switch {
+	case err == nil:
+	case errors.As(err, &dial) && dial.Op == "dial": // it was not sent
 		return err
+	default:
+		return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil || resp.StatusCode == http.StatusOK {
-		return err
+	if resp.StatusCode == http.StatusOK {
+		return nil
 	}
-	var failure struct {
-		Error struct {
-			Code    string `json:"code"`
-			Message string `json:"message"`
-		} `json:"error"`
-	}
-	if json.Unmarshal(text, &failure) == nil && failure.Error.Code != "" {
-		return fmt.Errorf("%s (%s)", failure.Error.Message, failure.Error.Code)
-	}
-	return errors.New(resp.Status + ": " + string(bytes.TrimSpace(text)))
+	return refusal(resp)
 }

@@ -131,7 +131,7 @@ func openBench(ctx context.Context, o *benchOptions) (benchTarget, error) {
 func measure(ctx context.Context, o *benchOptions, target benchTarget) ([]benchResult, error) {
 	var next atomic.Int64
 	id := func() string { return fmt.Sprint("bench-", next.Add(1)%int64(o.keys)) }
-	if err := target.write(ctx, "bench-0", ""); err != nil { // for the readers, and to see that it works
+	if err := firstWrite(ctx, target); err != nil {
 		return nil, err
 	}
 	value := strings.Repeat("x", max(o.size-64, 1)) // its envelope takes the rest
@@ -158,6 +158,14 @@ func measure(ctx context.Context, o *benchOptions, target benchTarget) ([]benchR
 		results = append(results, r)
 	}
 	return results, nil
+}
+
+// firstWrite makes the node that is read, and shows within the time of one write
+// whether the cluster takes any.
+func firstWrite(ctx context.Context, target benchTarget) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	return target.write(ctx, "bench-0", "")
 }
 
 // benchKind is one kind of operation being measured.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -76,6 +77,23 @@ func TestBenchSaysWhatIsWrong(t *testing.T) {
 	_, err := measure(t.Context(), o, &brokenTarget{})
 	require.ErrorIs(t, err, replication.ErrNoLeader, "a bench in which nothing succeeded has failed")
 }
+
+// TestBenchOfNobodyEnds: the time of one write is all that it waits for the first.
+func TestBenchOfNobodyEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		_, err := measure(t.Context(), &benchOptions{writers: 1, size: 1, keys: 1, duration: time.Second}, deafTarget{})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, writeTimeout, time.Since(start))
+	})
+}
+
+// deafTarget answers nothing.
+type deafTarget struct{}
+
+func (deafTarget) write(ctx context.Context, _, _ string) error { <-ctx.Done(); return ctx.Err() }
+func (deafTarget) read(ctx context.Context, _ string) error     { <-ctx.Done(); return ctx.Err() }
+func (deafTarget) Close() error                                 { return nil }
 
 // brokenTarget takes one write.
 type brokenTarget struct{ writes int }

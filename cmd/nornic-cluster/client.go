@@ -69,6 +69,7 @@ func final(status int) bool {
 // makes the repetition safe.
 func (c *client) post(ctx context.Context, path, requestID string, body []byte) error {
 	wait := 20 * time.Millisecond
+	var before error // of the last try that ctx did not end
 	for {
 		i := c.current.Load()
 		status, err := c.try(ctx, c.addrs[int(i)%len(c.addrs)]+path, requestID, body)
@@ -76,8 +77,12 @@ func (c *client) post(ctx context.Context, path, requestID string, body []byte) 
 			return err
 		}
 		if ctx.Err() != nil {
+			if before != nil {
+				err = fmt.Errorf("%w, after %w", ctx.Err(), before)
+			}
 			return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
 		}
+		before = err
 		c.retries.Add(1)
 		c.current.CompareAndSwap(i, i+1)
 		timer := time.NewTimer(wait)
@@ -129,10 +134,27 @@ func get(ctx context.Context, url string, v any) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, bytes.TrimSpace(text))
+		return fmt.Errorf("%s: %w", url, refusal(resp))
 	}
 	return json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(v)
+}
+
+// refusal is the error in an answer that is not OK.
+func refusal(resp *http.Response) error {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return fmt.Errorf("%s: %w", resp.Status, err)
+	}
+	var failure struct {
+		Error struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(text, &failure) == nil && failure.Error.Code != "" {
+		return fmt.Errorf("%s (%s)", failure.Error.Message, failure.Error.Code)
+	}
+	return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
 }
 
 func exportCommand() *cobra.Command {
@@ -155,7 +177,7 @@ func exportCommand() *cobra.Command {
 			}
 			defer resp.Body.Close()
 			if resp.StatusCode != http.StatusOK {
-				return fmt.Errorf("export: %s", resp.Status)
+				return fmt.Errorf("export: %w", refusal(resp))
 			}
 			_, err = io.Copy(os.Stdout, resp.Body)
 			return err

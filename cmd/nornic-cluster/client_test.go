@@ -196,3 +196,32 @@ func TestParallelRelationshipsAreKeptApart(t *testing.T) {
 	}
 	require.Equal(t, []string{"none", "2", "none", "none", "5"}, ids)
 }
+
+// TestAnOrderWhoseAnswerIsLostIsOfUnknownOutcome, and one that was never sent is not.
+func TestAnOrderWhoseAnswerIsLostIsOfUnknownOutcome(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	require.ErrorIs(t, postAdmin(t.Context(), s.URL, "/admin/cluster/remove", nil), replication.ErrUnknownOutcome)
+	s.Close()
+	err := postAdmin(t.Context(), s.URL, "/admin/cluster/remove", nil)
+	require.ErrorContains(t, err, "refused")
+	require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+}
+
+// TestErrorsSayWhatTheNodeSaid, and not only that time ran out.
+func TestErrorsSayWhatTheNodeSaid(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		replication.WriteHTTPError(w, fmt.Errorf("%w: the disk is full", replication.ErrStorageFailed))
+	}))
+	defer s.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	c, err := newClient([]string{s.URL})
+	require.NoError(t, err)
+	defer c.http.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	err = c.post(ctx, "/graph/batch", "id", nil)
+	require.ErrorIs(t, err, replication.ErrUnknownOutcome)
+	require.ErrorContains(t, err, "the disk is full")
+	require.ErrorContains(t, verify(t.Context(), []string{s.URL}, 150*time.Millisecond, false), "the disk is full")
+	require.ErrorContains(t, get(t.Context(), s.URL, nil), "the disk is full (storage_failed)")
+}

@@ -86,8 +86,6 @@ func resolution(body map[string]any, expect []string, keep, value string, delete
 	return nil
 }
 
-func versionText(id replication.VersionID) string { return fmt.Sprintf("%s:%d", id.Region, id.Pos) }
-
 func parseVersion(text string) (id replication.VersionID, err error) {
 	region, pos, found := strings.Cut(text, ":")
 	id.Region = region
@@ -125,7 +123,7 @@ func listConflicts(ctx context.Context, addr string, query url.Values, asJSON bo
 	fmt.Fprintln(w, "KEY\tOF\tVERSION\tWRITTEN\tVALUE\tSHOWN")
 	for i := range all {
 		for _, v := range all[i].Versions {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", all[i].Key, thing(&all[i]), versionText(v.VersionID),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", all[i].Key, thing(&all[i]), v.VersionID,
 				v.Time.Format(time.RFC3339Nano), versionValue(&all[i], &v), map[bool]string{true: "shown"}[v.Shown])
 		}
 	}

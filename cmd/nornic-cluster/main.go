@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/nornicdb/replication"
@@ -31,6 +32,7 @@ func run() int {
 	root.AddCommand(demoCommand(), serveCommand(), importCommand(), exportCommand(), statusCommand(), verifyCommand(), benchCommand())
 	root.AddCommand(adminCommands()...)
 	root.AddCommand(recoverCommand())
+	group(root)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "nornic-cluster:", err)
 		if errors.Is(err, errUsage) || errors.Is(err, replication.ErrInvalidConfig) {
@@ -39,6 +41,23 @@ func run() int {
 		return 1
 	}
 	return 0
+}
+
+// group makes a command that only holds others show its help, and refuse what it
+// does not know.
+func group(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		err := fmt.Errorf("%w: unknown command %q for %q", errUsage, args[0], cmd.CommandPath())
+		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+			err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(like, " or "))
+		}
+		return err
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 // exactArgs is cobra.ExactArgs with status 2.

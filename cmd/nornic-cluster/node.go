@@ -29,7 +29,9 @@ type node struct {
 	store  *boltgraph.Store
 	server *http.Server
 	url    string
-	done   chan error // the HTTP server's end
+	// readLevel is that of reads which name none.
+	readLevel replication.Consistency
+	done      chan error // the HTTP server's end
 }
 
 // openNode opens store, replicator and HTTP address; start makes it take part.
@@ -56,7 +58,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	n := &node{repl: repl, store: store, url: "http://" + l.Addr().String(), done: make(chan error, 1)}
+	n := &node{repl: repl, store: store, url: "http://" + l.Addr().String(), done: make(chan error, 1), readLevel: cfg.ReadConsistency}
 	authorize, err := authorizer(l.Addr())
 	if err != nil {
 		return nil, errors.Join(err, l.Close(), store.Close())
@@ -81,8 +83,8 @@ func (n *node) handler(authorize func(*http.Request) error) (http.Handler, error
 	mux.Handle("/health", admin)
 	mux.Handle("/admin/", admin)
 	mux.Handle("GET /metrics", metrics)
-	(&rest{repl: n.repl, store: n.store, authorize: authorize}).mount(mux)
-	return mux, nil
+	(&rest{repl: n.repl, store: n.store, authorize: authorize, level: n.readLevel}).mount(mux)
+	return replication.HTTPMuxErrors(mux), nil
 }
 
 // adminToken is the bearer token of NORNIC_ADMIN_TOKEN, or of the file that
@@ -103,7 +105,8 @@ func adminToken() (string, error) {
 }
 
 // authorizer guards the endpoints that change something: by the bearer token, and
-// without one by a loopback address.
+// without one by a loopback address, where a browser's request on behalf of some
+// other site is refused.
 func authorizer(addr net.Addr) (func(*http.Request) error, error) {
 	token, err := adminToken()
 	if err != nil {
@@ -119,10 +122,13 @@ func authorizer(addr net.Addr) (func(*http.Request) error, error) {
 		}, nil
 	}
 	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
-		return func(*http.Request) error { return nil }, nil
+		return http.NewCrossOriginProtection().Check, nil
 	}
-	return nil, nil
+	return func(*http.Request) error { return errNoToken }, nil
 }
+
+var errNoToken = errors.New("changes want a bearer token on an address that is not loopback, and this node was started without " +
+	"NORNIC_ADMIN_TOKEN or NORNIC_ADMIN_TOKEN_FILE")
 
 func (n *node) start(ctx context.Context) error { return n.repl.Start(ctx) }
 

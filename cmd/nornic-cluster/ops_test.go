@@ -316,3 +316,18 @@ func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 		require.Contains(t, out, "Examples:\n  nornic-cluster "+strings.Join(args, " "), args)
 	}
 }
+
+// TestWrongCommandsEndWithStatusTwo: bad usage, as wrong flags and arguments are.
+func TestWrongCommandsEndWithStatusTwo(t *testing.T) {
+	for _, args := range [][]string{{"frob"}, {"region", "frob"}, {"conflicts", "frob"}, {"status", "--frob"}, {"remove"},
+		{"region", "settings", "--outbox-max-entries", "0"}} {
+		_, errs, status := runCommand(t, args...)
+		require.Equal(t, 2, status, args)
+		require.Contains(t, errs, "bad usage", args)
+	}
+	_, errs, _ := runCommand(t, "verfy")
+	require.Contains(t, errs, "did you mean verify?")
+	out, _, status := runCommand(t)
+	require.Zero(t, status)
+	require.Contains(t, out, "Available Commands")
+}

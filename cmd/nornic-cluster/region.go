@@ -21,7 +21,7 @@ func regionCommand() *cobra.Command {
 		}}
 	region.AddCommand(
 		order("promote", "Make the node's region the one that accepts writes", "region promote --addr http://127.0.0.1:7477", "/admin/region/promote", 0, nil, "this region accepts the writes now"),
-		order("remove REGION", "Remove a region", "region remove eu-west", "/admin/region/remove", 1,
+		order("remove REGION", "Remove a region (not built yet: it is refused)", "region remove eu-west", "/admin/region/remove", 1,
 			func(args []string, body map[string]any) error { body["region_id"] = args[0]; return nil }, "region removed"),
 		settingsCommand())
 	return region
@@ -40,6 +40,11 @@ func settingsCommand() *cobra.Command {
 			"  nornic-cluster region settings --outbox-max-entries 5000000",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			flags := cmd.Flags()
+			for _, name := range []string{"outbox-max-entries", "outbox-max-bytes"} {
+				if flags.Changed(name) && flags.Lookup(name).Value.String() == "0" {
+					return fmt.Errorf("%w: --%s must be positive", errUsage, name)
+				}
+			}
 			if flags.Changed("max-clock-offset") || flags.Changed("outbox-max-entries") || flags.Changed("outbox-max-bytes") {
 				if err := postAdmin(cmd.Context(), addr, "/admin/region/settings", &change); err != nil {
 					return err

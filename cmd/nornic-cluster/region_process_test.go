@@ -144,7 +144,7 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	}
 	r.same()
 	eu, us := follower(t, r.nodes["eu"]), follower(t, r.nodes["us"])
-	versions := []string{versionText(list[0].Versions[0].VersionID), versionText(list[0].Versions[1].VersionID)}
+	versions := []string{list[0].Versions[0].VersionID.String(), list[0].Versions[1].VersionID.String()}
 	table, errs, status := runCommand(t, "conflicts", "--addr", us.url, "--node", "x")
 	require.Zero(t, status, errs)
 	for _, part := range append(versions, list[0].Key, `property "k" of "x"`, `"a"`, `"b"`, "shown") {

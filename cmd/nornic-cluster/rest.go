@@ -28,6 +28,7 @@ type rest struct {
 	repl      replication.Replicator
 	store     *boltgraph.Store
 	authorize func(*http.Request) error // guards what changes the graph
+	level     replication.Consistency   // of reads that name none
 }
 
 type restRoute struct {
@@ -147,7 +148,7 @@ func properties(raw json.RawMessage) (map[string]any, error) {
 func (s *rest) read(w http.ResponseWriter, r *http.Request) bool {
 	level := replication.Consistency(r.URL.Query().Get("consistency"))
 	if level == "" {
-		level = replication.ConsistencyOne
+		level = s.level
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), writeTimeout)
 	defer cancel()
@@ -259,7 +260,11 @@ func (s *rest) nodeEdges(w http.ResponseWriter, r *http.Request) {
 func (s *rest) batch(w http.ResponseWriter, r *http.Request) {
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBatchBody))
 	if err != nil {
-		replication.WriteHTTPError(w, fmt.Errorf("%w: a batch has at most %d bytes: %w", replication.ErrCommandTooLarge, maxBatchBody, err))
+		kind := replication.ErrInvalidCommand // cut short
+		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+			kind = replication.ErrCommandTooLarge
+		}
+		replication.WriteHTTPError(w, fmt.Errorf("%w: a batch, of at most %d bytes: %w", kind, maxBatchBody, err))
 		return
 	}
 	var cmds []*replication.Command

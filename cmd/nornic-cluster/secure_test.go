@@ -162,7 +162,7 @@ func TestEveryChangeNeedsTheToken(t *testing.T) {
 	t.Setenv("NORNIC_ADMIN_TOKEN", "")
 	open, err := authorizer(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)})
 	require.NoError(t, err)
-	require.Nil(t, open, "without a token nothing is changed from elsewhere")
+	require.ErrorContains(t, open(httptest.NewRequest("POST", "/", nil)), "NORNIC_ADMIN_TOKEN", "without a token nothing is changed from elsewhere")
 	empty := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(empty, []byte("\n"), 0o600))
 	t.Setenv("NORNIC_ADMIN_TOKEN_FILE", empty)
@@ -267,4 +267,20 @@ func TestCertificatesOfRunningNodes(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, 2, cmd.ProcessState.ExitCode())
 	require.Contains(t, string(out), "the certificate is valid from")
+}
+
+// TestWithoutATokenAWebPageChangesNothing: a browser on the node's machine sends to
+// a loopback address what any page asks of it, and says whose page it is.
+func TestWithoutATokenAWebPageChangesNothing(t *testing.T) {
+	t.Setenv("NORNIC_ADMIN_TOKEN", "")
+	local, err := authorizer(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	req := httptest.NewRequest("POST", "http://127.0.0.1:7474/admin/cluster/remove", strings.NewReader(`{"node_id":"n2","force":true}`))
+	require.NoError(t, local(req), "a command, curl")
+	req.Header.Set("Origin", "http://127.0.0.1:7474")
+	require.NoError(t, local(req), "a page of the node's own")
+	req.Header.Set("Origin", "https://elsewhere.example")
+	require.Error(t, local(req))
+	req.Header.Set("Sec-Fetch-Site", "cross-site")
+	require.Error(t, local(req))
 }

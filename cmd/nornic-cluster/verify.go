@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,8 +42,12 @@ func verify(ctx context.Context, addrs []string, timeout time.Duration, asJSON b
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var nodes []statsView
+	var before error // of the last time that ctx did not end; nil: all answered
 	for {
 		found, err := c.contents(ctx)
+		if ctx.Err() == nil {
+			before = err
+		}
 		if err == nil {
 			if nodes = found; samePositions(nodes) && (!sameWithinRegions(nodes) || sameContent(nodes)) {
 				return c.tell(nodes, asJSON)
@@ -56,9 +61,21 @@ func verify(ctx context.Context, addrs []string, timeout time.Duration, asJSON b
 			if nodes != nil && samePositions(nodes) { // what is under way between regions did not come
 				return fmt.Errorf("after %s: %w", timeout, c.tell(nodes, asJSON))
 			}
-			return fmt.Errorf("the nodes did not come to one position within %s: %w (last: %+v)", timeout, errors.Join(err, ctx.Err()), nodes)
+			if before == nil {
+				before = errors.New(c.positions(nodes))
+			}
+			return fmt.Errorf("the nodes did not come to one position within %s (%w): %w", timeout, ctx.Err(), before)
 		}
 	}
+}
+
+// positions says where each node stood.
+func (c *client) positions(nodes []statsView) string {
+	list := make([]string, len(nodes))
+	for i, n := range nodes {
+		list[i] = fmt.Sprintf("%s at %d", c.addrs[i], n.Position)
+	}
+	return strings.Join(list, ", ")
 }
 
 // tell prints what the nodes hold; errDiffer where it is not the same.
@@ -95,7 +112,7 @@ func (c *client) tell(nodes []statsView, asJSON bool) error {
 func (c *client) contents(ctx context.Context) ([]statsView, error) {
 	nodes := make([]statsView, len(c.addrs))
 	for i, a := range c.addrs {
-		if err := get(ctx, a+"/graph/stats", &nodes[i]); err != nil {
+		if err := get(ctx, a+"/graph/stats?consistency=ONE", &nodes[i]); err != nil {
 			return nil, err
 		}
 	}
