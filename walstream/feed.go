@@ -148,11 +148,9 @@ func (f *Feed) Run(ctx context.Context) error {
 		if more {
 			continue
 		}
-		f.mu.Lock()
-		if f.paused || f.commit <= f.log.Durable().Position {
-			changed = nil // it is not the disk that is waited for
+		if !f.awaitsDisk() {
+			changed = nil
 		}
-		f.mu.Unlock()
 		select {
 		case <-f.wake:
 		case <-changed:
@@ -163,6 +161,15 @@ func (f *Feed) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// awaitsDisk: there is something that may be applied, and a step that just ended did
+// not, as the disk did not have it. Whether the disk has it by now is not asked: it
+// may have got it after the step had looked.
+func (f *Feed) awaitsDisk() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.paused && f.commit > f.applier.Position()
 }
 
 // step applies what it can at once; more: there may be more.

@@ -123,3 +123,39 @@ func TestFeedPauseWaitsForTheStorage(t *testing.T) {
 		<-done
 	})
 }
+
+// An entry that may be applied before the disk has it is applied when the disk has
+// it, whenever that happens: also while the feed decides that there is nothing to do.
+func TestFeedMissesNoSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := openLog(t, newCrashStore(), LogOptions{})
+		applier, err := replication.NewStorageApplier(new(memoryStorage))
+		require.NoError(t, err)
+		f := NewFeed(log, applier)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
+		for i := range 2_000 {
+			f.Commit(uint64(i + 1)) // as on a standby, whose primary is ahead of its disk
+			_, result, err := f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(i+1)) })
+			require.NoError(t, err)
+			select {
+			case <-result:
+			case <-time.After(time.Minute):
+				t.Fatalf("entry %d: the disk has %d, applied is %d", i+1, log.Durable().Position, applier.Position())
+			}
+		}
+		cancel()
+		require.ErrorIs(t, <-done, context.Canceled)
+
+		// Without luck: the sync ends between a step and the wait.
+		f.Commit(2_001)
+		more, err := f.step()
+		require.NoError(t, err)
+		require.False(t, more, "the disk does not have it")
+		_, err = log.Append(t.Context(), e1, time.Now(), group(2_001))
+		require.NoError(t, err)
+		require.True(t, f.awaitsDisk(), "what woke the feed before that step wakes it now")
+		require.NoError(t, log.Close())
+	})
+}
