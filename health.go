@@ -77,6 +77,8 @@ type PeerHealth struct {
 	ID      string
 	Address string
 	Voter   bool
+	// Healthy: it answers. A Raft follower asks its leader alone: of its other peers
+	// it is false, and State "unknown".
 	Healthy bool
 	// Lag in entries, as far as this node can know it; -1 where it cannot.
 	Lag   int64

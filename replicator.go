@@ -83,13 +83,19 @@ type BatchApplier interface {
 // ConsistentReader lets a caller read, on any node, no less than it may expect.
 type ConsistentReader interface {
 	// ReadBarrier waits until this node's Storage shows at least what the level
-	// demands as of the call, and returns that position.
+	// demands as of the call, and returns that position. ErrUnsupported for a level
+	// that the mode does not give; ErrNoLeader, ErrNotLeader or ErrTimeout where
+	// nobody vouches for it in time.
 	ReadBarrier(ctx context.Context, level Consistency) (position uint64, err error)
-	// WaitApplied waits until this node has applied the position.
+	// WaitApplied waits until this node has applied the position: ErrTimeout when
+	// ctx ends before.
 	WaitApplied(ctx context.Context, position uint64) error
 }
 
-// Membership is what an operator can see and change of a cluster.
+// Membership is what an operator can see and change of a cluster. An order is given
+// to any node. Its outcome is as open as that of a write: with ErrUnknownOutcome it
+// may be carried out, now or later; with any other error it was not. To repeat one
+// is safe: it says what is to be.
 type Membership interface {
 	ClusterStatus(ctx context.Context) (*ClusterStatus, error)
 	// AddMember adds a node, or changes its address. A new voter starts as a
@@ -101,12 +107,15 @@ type Membership interface {
 	TransferLeadership(ctx context.Context, id string) error
 }
 
-// Promoter promotes a standby: a planned switch, or a forced one.
+// Promoter promotes a standby: a planned switch, or a forced one, which may lose
+// writes. It returns when this node is primary; ErrNotReady with the reason where it
+// cannot become that, ErrUnknownOutcome where ctx ended first: the promotion goes on.
 type Promoter interface {
 	Promote(ctx context.Context, force bool) error
 }
 
-// Soloer takes an operator's word that the peer is down.
+// Soloer takes an operator's word that the peer is down, and makes this node the
+// primary that goes on alone. Errors are those of Promoter.
 type Soloer interface {
 	Solo(ctx context.Context) error
 }

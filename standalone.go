@@ -279,7 +279,10 @@ func (s *standalone) NodeID() string {
 }
 
 // ReadBarrier implements ConsistentReader: every level means this node.
-func (s *standalone) ReadBarrier(context.Context, Consistency) (uint64, error) {
+func (s *standalone) ReadBarrier(_ context.Context, level Consistency) (uint64, error) {
+	if !slices.Contains(levels, level) {
+		return 0, fmt.Errorf("%w: consistency level %q", ErrUnsupported, level)
+	}
 	applier, err := s.ready()
 	if err != nil {
 		return 0, err

@@ -84,6 +84,16 @@ func TestEventHubTellsSlowReadersWhatTheyLost(t *testing.T) {
 	require.Equal(t, uint64(9), last)
 }
 
+func TestStandaloneGivesEveryLevelThatThereIs(t *testing.T) {
+	r := startStandalone(t, openStore(t)).(replication.ConsistentReader)
+	for _, level := range []replication.Consistency{"ONE", "LOCAL_ONE", "QUORUM", "LOCAL_QUORUM", "ALL"} {
+		_, err := r.ReadBarrier(t.Context(), level)
+		require.NoError(t, err)
+	}
+	_, err := r.ReadBarrier(t.Context(), "MOST")
+	require.ErrorIs(t, err, replication.ErrUnsupported)
+}
+
 func TestHTTPHandler(t *testing.T) {
 	r := startStandalone(t, openStore(t))
 	ask := func(h http.Handler, method, path, body string) *httptest.ResponseRecorder {

@@ -248,7 +248,7 @@ func (n *Node) awaitSuccessor(ctx context.Context, wanted string) error {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: leadership was given up, and nobody leads yet: %w", replication.ErrUnknownOutcome, context.Cause(ctx))
 		case <-n.ctx.Done():
-			return replication.ErrClosed
+			return fmt.Errorf("%w: leadership was given up: %w", replication.ErrUnknownOutcome, replication.ErrClosed)
 		}
 	}
 }

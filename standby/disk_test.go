@@ -108,10 +108,42 @@ func TestOperatorDoesNotWaitForAHungDisk(t *testing.T) {
 		start := time.Now()
 		err := other.Replicator().(replication.Promoter).Promote(ctx, false)
 		require.ErrorIs(t, err, replication.ErrTimeout)
+		require.ErrorIs(t, err, replication.ErrUnknownOutcome)
 		require.LessOrEqual(t, time.Since(start), 500*time.Millisecond)
 		other.Disk().Release()
 		require.NoError(t, waitAdmitted(c, time.Minute))
 		require.Equal(t, other, primaryOf(c), "the switch went on")
+	})
+}
+
+// A switch that the primary asks for, and of which no answer comes in time, may still
+// take place.
+func TestTransferWithoutAnAnswerIsOfUnknownOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
+		c.StartAll(t.Context())
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		other := c.Members[1]
+		other.Disk().Hang()
+		defer other.Disk().Release()
+		err := c.Members[0].Replicator().(replication.Membership).TransferLeadership(timeout(t, 500*time.Millisecond), "")
+		require.ErrorIs(t, err, replication.ErrUnknownOutcome)
+		other.Disk().Release()
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		require.Equal(t, other, primaryOf(c), "the switch went on")
+	})
+}
+
+// A level that there is not is refused, and not taken for another one.
+func TestUnknownLevelOfReadIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
+		c.StartAll(t.Context())
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		for _, m := range c.Members {
+			_, err := m.Replicator().(replication.ConsistentReader).ReadBarrier(timeout(t, time.Second), "MOST")
+			require.ErrorIs(t, err, replication.ErrUnsupported)
+		}
 	})
 }
 

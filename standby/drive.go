@@ -352,7 +352,8 @@ func (n *Node) Promote(ctx context.Context, force bool) error {
 func (n *Node) Solo(ctx context.Context) error { return n.command(ctx, event{kind: evSolo}) }
 
 // command hands an operator's word to the machine and waits until this node is
-// primary.
+// primary. Once the machine may have taken it, the promotion goes on whoever waits:
+// to give up is ErrUnknownOutcome then.
 func (n *Node) command(ctx context.Context, ev event) error {
 	if err := n.running(); err != nil {
 		return err
@@ -375,15 +376,16 @@ func (n *Node) command(ctx context.Context, ev event) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: it is %s: %w", replication.ErrTimeout, n.view().role, context.Cause(ctx))
+			return fmt.Errorf("%w: %w: it is %s: %w", replication.ErrUnknownOutcome, replication.ErrTimeout, n.view().role, context.Cause(ctx))
 		case <-n.ctx.Done():
-			return replication.ErrClosed
+			return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, replication.ErrClosed)
 		}
 	}
 }
 
 // stepAside is stepFor for somebody who does not wait longer than ctx for the
-// step itself either, whose disk may hang. With ErrTimeout it may still be done.
+// step itself either, whose disk may hang. With ErrUnknownOutcome it may still be
+// done.
 func (n *Node) stepAside(ctx context.Context, ev event) (reply, error) {
 	type outcome struct {
 		reply reply
@@ -401,7 +403,7 @@ func (n *Node) stepAside(ctx context.Context, ev event) (reply, error) {
 	case o := <-done:
 		return o.reply, o.err
 	case <-ctx.Done():
-		return reply{}, fmt.Errorf("%w: the node waits for its disk: %w", replication.ErrTimeout, context.Cause(ctx))
+		return reply{}, fmt.Errorf("%w: %w: the node waits for its disk: %w", replication.ErrUnknownOutcome, replication.ErrTimeout, context.Cause(ctx))
 	}
 }
 

@@ -3,8 +3,10 @@ package standby
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/forward"
 	"github.com/nornicdb/replication/internal/report"
 )
 
@@ -56,11 +58,12 @@ func (n *Node) TransferLeadership(ctx context.Context, id string) error {
 		return fmt.Errorf("%w: %q is not the peer", replication.ErrNotFound, id)
 	}
 	var resp replication.PromoteResponse
-	if err := n.call(ctx, connData, replication.MsgPromote, &replication.PromoteRequest{Reason: "leadership transfer"}, &resp); err != nil {
-		return err
+	err := n.call(ctx, connData, replication.MsgPromote, &replication.PromoteRequest{Reason: "leadership transfer"}, &resp)
+	if err != nil {
+		return forward.Sent("the standby", err)
 	}
 	if !resp.Ready {
-		return fmt.Errorf("%w: %s", replication.ErrNotReady, resp.Error)
+		return fmt.Errorf("%w: the standby: %s", replication.ErrNotReady, strings.TrimPrefix(resp.Error, replication.ErrNotReady.Error()+": "))
 	}
 	return nil
 }

@@ -10,13 +10,17 @@ import (
 )
 
 // ReadBarrier implements replication.ConsistentReader. ONE and LOCAL_ONE are what
-// this node has; every other level is what the primary had acknowledged.
+// this node has; the other levels are what the primary had acknowledged.
 func (n *Node) ReadBarrier(ctx context.Context, level replication.Consistency) (uint64, error) {
 	if err := n.running(); err != nil {
 		return 0, err
 	}
-	if level == replication.ConsistencyOne || level == replication.ConsistencyLocalOne {
+	switch level {
+	case replication.ConsistencyOne, replication.ConsistencyLocalOne:
 		return n.applier.Position(), n.applier.Failure()
+	case replication.ConsistencyQuorum, replication.ConsistencyLocalQuorum, replication.ConsistencyAll:
+	default:
+		return 0, fmt.Errorf("%w: consistency level %q", replication.ErrUnsupported, level)
 	}
 	m := n.view()
 	var position uint64

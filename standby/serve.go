@@ -3,6 +3,7 @@ package standby
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/nornicdb/replication"
@@ -164,7 +165,10 @@ func (n *Node) handlePromote(ctx context.Context, req *replication.Request) (any
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*n.cfg.HA.FailoverTimeout)
 	defer cancel()
-	if err := n.Promote(ctx, r.Force); err != nil {
+	switch err := n.Promote(ctx, r.Force); {
+	case errors.Is(err, replication.ErrUnknownOutcome): // "not ready" would say that it does not take place
+		return nil, err
+	case err != nil:
 		return &replication.PromoteResponse{Error: err.Error()}, nil
 	}
 	return &replication.PromoteResponse{Ready: true}, nil

@@ -33,8 +33,9 @@ var roles = []string{"none", "standalone", "leader", "candidate", "follower", "n
 // node, and is not safe for concurrent use.
 type Gauges struct{ peers map[string]bool }
 
-// Report sets the gauges to what h says. The gauges of a peer that is no longer
-// there become NaN: a sink forgets none.
+// Report sets the gauges to what h says. A peer of which this node knows nothing, as
+// a Raft follower of the other followers, has none: a zero would be an alarm. Those
+// of a peer that was known, or is no longer there, become NaN: a sink forgets none.
 func (g *Gauges) Report(h *replication.HealthStatus) {
 	metrics.SetGaugeWithLabels(key("mode"), 1, label("mode", string(h.Mode)))
 	metrics.SetGauge(key("is_leader"), flag(h.IsLeader))
@@ -48,7 +49,7 @@ func (g *Gauges) Report(h *replication.HealthStatus) {
 	degraded := !h.Healthy || h.State == "degraded"
 	here := make(map[string]bool, len(h.Peers))
 	for _, p := range h.Peers {
-		if p.ID == "" { // nobody has answered there yet
+		if p.ID == "" || p.State == "unknown" && !p.Healthy { // nobody has answered there yet, or it is another's to ask
 			continue
 		}
 		here[p.ID] = true

@@ -34,6 +34,12 @@ func TestGaugesSayWhatHealthSays(t *testing.T) {
 	h.Role, h.Peers = "leader", []replication.PeerHealth{{ID: "n2", Voter: true}}
 	g.Report(h)
 	require.InDelta(t, 1, gauge("degraded"), 0, "a voter does not answer")
+	h.Role, h.IsLeader, h.Peers = "follower", false, []replication.PeerHealth{{ID: "n1", Voter: true, Healthy: true, Lag: -1, State: "leader"},
+		{ID: "n2", Voter: true, Lag: -1, State: "unknown"}, {ID: "n4", Voter: true, Lag: -1, State: "unknown"}}
+	g.Report(h)
+	require.InDelta(t, 1, gauge("peer_healthy;peer=n1"), 0)
+	require.True(t, math.IsNaN(float64(gauge("peer_healthy;peer=n2"))), "a follower does not know any more")
+	require.NotContains(t, sink.Data()[0].Gauges, "nornicdb.replication.peer_healthy;peer=n4", "what it never knew is no alarm")
 	h.Federation = &replication.FederationHealth{Epoch: replication.Epoch{Number: 2, Owner: "us"}, Regions: []replication.RegionHealth{{Region: "us", LagEntries: 4, LagSeconds: 1.5}}}
 	g.Report(h)
 	for name, want := range map[string]float32{"epoch": 2, "region_lag_entries;region=us": 4, "region_lag_seconds;region=us": 1.5} {
