@@ -340,7 +340,7 @@ func (s *standalone) TransferLeadership(context.Context, string) error      { re
 
 var errStandalone = fmt.Errorf("%w: a standalone node has no members", ErrUnsupported)
 
-// Shutdown waits for the write being applied and refuses those that wait.
+// Shutdown waits for the writes that were taken, and no new ones are.
 func (s *standalone) Shutdown() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -46,17 +46,19 @@ func NewTLS(cfg replication.TLSConfig, logger replication.Logger) (*TLS, error) 
 }
 
 func (t *TLS) stat() (stamps [3]fileStamp, err error) {
-	for i, name := range []string{t.cfg.CertFile, t.cfg.KeyFile, t.cfg.CAFile} {
-		if name == "" {
+	var missing []error
+	for i, file := range []struct{ variable, name string }{{"CERT", t.cfg.CertFile}, {"KEY", t.cfg.KeyFile}, {"CA", t.cfg.CAFile}} {
+		if file.name == "" {
 			continue
 		}
-		info, err := os.Stat(name)
+		info, err := os.Stat(file.name)
 		if err != nil {
-			return stamps, err
+			missing = append(missing, fmt.Errorf("NORNICDB_CLUSTER_TLS_%s_FILE: %w", file.variable, err))
+			continue
 		}
 		stamps[i] = fileStamp{info.ModTime(), info.Size()}
 	}
-	return stamps, nil
+	return stamps, errors.Join(missing...)
 }
 
 // load reads the files. t.mu is held, or t is not shared yet.

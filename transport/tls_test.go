@@ -91,6 +91,15 @@ func TestExpiredCertificateIsRefusedAndSaid(t *testing.T) {
 	require.ErrorContains(t, err, "valid from")
 }
 
+// TestMissingTLSFilesAreNamed: all of them, with their variables.
+func TestMissingTLSFilesAreNamed(t *testing.T) {
+	_, err := NewTLS(replication.TLSConfig{Enabled: true, CertFile: "/none/c", KeyFile: "/none/k", CAFile: "/none/a"}, newTransport(t, "s", nil).opts.Logger)
+	require.ErrorIs(t, err, replication.ErrInvalidConfig)
+	for _, part := range []string{"NORNICDB_CLUSTER_TLS_CERT_FILE: stat /none/c", "NORNICDB_CLUSTER_TLS_KEY_FILE: stat /none/k", "NORNICDB_CLUSTER_TLS_CA_FILE: stat /none/a"} {
+		require.ErrorContains(t, err, part)
+	}
+}
+
 // TestTLSSettingsAreObeyed: least version, cipher suites and server name.
 func TestTLSSettingsAreObeyed(t *testing.T) {
 	ca, hour := newAuthority(t), time.Now().Add(time.Hour)
