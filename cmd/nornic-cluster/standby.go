@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -21,7 +22,25 @@ func (n *node) handOver(logger *slog.Logger) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handOverTimeout)
 	defer cancel()
-	if err := members.TransferLeadership(ctx, ""); err != nil {
+	if err := transferWhenReady(ctx, members); err != nil {
 		logger.Warn("the standby did not take over; it does when its failover timeout is over, if it may", "error", err)
+	}
+}
+
+// transferWhenReady hands leadership on, and waits for a standby that is about to be
+// able to take it: it hears that it is admitted with the next heartbeat.
+func transferWhenReady(ctx context.Context, members replication.Membership) error {
+	for {
+		err := members.TransferLeadership(ctx, "")
+		if !errors.Is(err, replication.ErrNotReady) {
+			return err
+		}
+		timer := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
 	}
 }
