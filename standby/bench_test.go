@@ -66,9 +66,9 @@ func compareApply(b *testing.B, p *benchPair, plain *countedStore, mode replicat
 	var latencies, single []time.Duration
 	for range benchRounds {
 		calls, bytes := p.logs[0].calls.Load(), p.logs[0].bytes.Load()
-		before := p.cpuTime()
+		before := p.cpuTime(b)
 		rate, took := load(b, writers, benchSlice, p.apply)
-		cpu = append(cpu, float64((p.cpuTime()-before).Microseconds())/float64(len(took)))
+		cpu = append(cpu, float64((p.cpuTime(b)-before).Microseconds())/float64(len(took)))
 		ours, latencies = append(ours, rate), append(latencies, took...)
 		calls, bytes = p.logs[0].calls.Load()-calls, p.logs[0].bytes.Load()-bytes
 		writes := int64(len(took)) // each is an entry, however the log packs them
@@ -288,11 +288,9 @@ func TestChildStandby(t *testing.T) {
 }
 
 // cpuTime is the processor time that both nodes have used.
-func (p *benchPair) cpuTime() time.Duration {
+func (p *benchPair) cpuTime(b testing.TB) time.Duration {
 	d, err := time.ParseDuration(p.child.Tell("cpu"))
-	if err != nil {
-		return 0
-	}
+	require.NoError(b, err)
 	return d + cpuTime()
 }
 
