@@ -106,7 +106,10 @@ func ExampleNew_raft() {
 	// … or everything that was acknowledged before the call.
 	_, err = reader.ReadBarrier(ctx, replication.ConsistencyQuorum)
 	fmt.Println("barrier:", err)
-	n, _ := servers[2].storage.Node("skuld")
+	n, err := servers[2].storage.Node("skuld")
+	if err != nil {
+		panic(err)
+	}
 	fmt.Println("read:", n.ID)
 	// Output:
 	// written: <nil>

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,6 +104,62 @@ func TestForeignStorageAnswersNoLinearizableRead(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return !c.members[2].repl.Health().Healthy }, patience, 10*time.Millisecond,
 		"a node that refuses the cluster's snapshot is not well")
+}
+
+// slowRestore is a store that restores nothing before it is let go.
+type slowRestore struct {
+	*boltgraph.Store
+	release chan struct{}
+}
+
+func (s *slowRestore) Restore(r io.Reader) error {
+	<-s.release
+	return s.Store.Restore(r)
+}
+
+// TestReadsWaitForTheFirstSnapshot: a node that starts has nobody's word for its
+// storage before the cluster's snapshot is there. Whoever reads meanwhile is late,
+// not refused.
+func TestReadsWaitForTheFirstSnapshot(t *testing.T) {
+	c := newCluster(t, 3, func(_ int, cfg *replication.Config) {
+		cfg.Raft.SnapshotThreshold, cfg.Raft.TrailingLogs = 20, 5
+	})
+	c.startAll()
+	require.NoError(t, c.members[0].repl.Apply(putNode(t, "a", 1), patience))
+	c.sameContent()
+	m := c.others(c.leader())[0]
+	c.stop(m)
+	require.NoError(t, os.RemoveAll(m.cfg.DataDir)) // the storage stays, and is older than what the others keep
+	for i := range 60 {
+		require.NoError(t, c.leader().repl.Apply(putNode(t, fmt.Sprint(i), i), patience))
+	}
+	for _, o := range c.others(m) {
+		require.NoError(t, o.repl.(replication.Snapshotter).TakeSnapshot(withTimeout(t)))
+	}
+	store := &slowRestore{release: make(chan struct{})}
+	release := sync.OnceFunc(func() { close(store.release) })
+	defer release()
+	require.NoError(t, c.startMember(m, func(s *boltgraph.Store) replication.Storage { store.Store = s; return store }, raftnode.New))
+	require.NoError(t, c.leader().repl.Apply(putNode(t, "b", 2), patience))
+	position := c.leader().repl.(*raftnode.Node).Health().AppliedIndex
+	reader := m.repl.(replication.ConsistentReader)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := reader.WaitApplied(ctx, position)
+	require.ErrorIs(t, err, replication.ErrTimeout)
+	require.ErrorIs(t, err, replication.ErrNotReady, "it says what it waited for")
+
+	applied, barrier := make(chan error, 1), make(chan error, 1)
+	go func() { applied <- reader.WaitApplied(withTimeout(t), position) }()
+	go func() {
+		_, err := reader.ReadBarrier(withTimeout(t), replication.ConsistencyQuorum)
+		barrier <- err
+	}()
+	release()
+	require.NoError(t, <-applied)
+	require.NoError(t, <-barrier)
+	c.sameContent()
 }
 
 // plainSnapshots is a storage with snapshots and without transactions.

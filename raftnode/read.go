@@ -206,10 +206,7 @@ func (n *Node) ReadBarrier(ctx context.Context, level replication.Consistency) (
 	if err != nil {
 		return 0, err
 	}
-	if err := n.vouched(); err != nil {
-		return 0, err
-	}
-	return index, n.applier.WaitApplied(ctx, index)
+	return index, n.waitApplied(ctx, index)
 }
 
 // vouched: the storage's position is one of this cluster's log. Where the log
@@ -271,7 +268,15 @@ func (n *Node) WaitApplied(ctx context.Context, position uint64) error {
 	if err := n.running(); err != nil {
 		return err
 	}
-	if err := n.vouched(); err != nil {
+	return n.waitApplied(ctx, position)
+}
+
+// waitApplied waits until the storage is one of this cluster and stands at the
+// position or above. A node's first snapshot is in the storage a moment before
+// the log knows of it, so a storage without a voucher may have it soon.
+func (n *Node) waitApplied(ctx context.Context, position uint64) error {
+	err := n.retry().Until(ctx, func(context.Context) error { return n.vouched() }, func(error) bool { return true })
+	if err != nil {
 		return err
 	}
 	return n.applier.WaitApplied(ctx, position)
