@@ -3,6 +3,7 @@ package transport
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -196,6 +197,9 @@ func (c *conn) readMessage() (*envelope, error) {
 	if _, err := c.r.Peek(1); err != nil {
 		return nil, err
 	}
+	if c.wholeFrame() {
+		return c.readBuffered()
+	}
 	_ = c.nc.SetReadDeadline(time.Now().Add(c.t.opts.FrameTimeout))
 	size, err := readFrameHead(c.r, c.t.opts.MaxFrameSize)
 	if err != nil {
@@ -207,6 +211,21 @@ func (c *conn) readMessage() (*envelope, error) {
 		return nil, err
 	}
 	_ = c.nc.SetReadDeadline(time.Time{})
+	return decodeEnvelope(frame)
+}
+
+// wholeFrame: the next frame has arrived to its end, so that reading it waits for
+// nothing and needs no deadline, which costs as much as the reading.
+func (c *conn) wholeFrame() bool {
+	head, _ := c.r.Peek(min(frameHeadBytes, c.r.Buffered()))
+	return len(head) == frameHeadBytes && uint64(c.r.Buffered()-frameHeadBytes) >= uint64(binary.BigEndian.Uint32(head))
+}
+
+func (c *conn) readBuffered() (*envelope, error) {
+	frame, err := readFrame(c.r, c.t.opts.MaxFrameSize)
+	if err != nil {
+		return nil, err
+	}
 	return decodeEnvelope(frame)
 }
 
