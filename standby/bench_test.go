@@ -190,13 +190,14 @@ func (c *countedStore) storeMore(count, size int) error {
 
 const commandBytes = 256
 
+// letters are what the values of putBytes are cut from.
+var letters = strings.Repeat("abcdefghijklmnopqrstuvwxyz", 1+commandBytes/26+1)
+
 // putBytes is a PutNode whose Data has commandBytes; i varies the node.
 func putBytes(i int64) *replication.Command {
 	const head, tail = `{"id":"n%06d","labels":["Bench"],"properties":{"v":"`, `"}}`
 	data := fmt.Appendf(make([]byte, 0, commandBytes), head, i%10000)
-	for len(data) < commandBytes-len(tail) {
-		data = append(data, byte('a'+(i+int64(len(data)))%26))
-	}
+	data = append(data, letters[i%26:][:commandBytes-len(tail)-len(data)]...)
 	return &replication.Command{Type: replication.CmdPutNode, Data: append(data, tail...), Timestamp: time.Now()}
 }
 

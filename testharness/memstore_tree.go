@@ -55,21 +55,28 @@ func (t tree[K, V]) has(key K) bool {
 }
 
 func (t tree[K, V]) set(key K, val V) tree[K, V] {
-	return tree[K, V]{t.compare, t.insert(t.root, key, val)}
+	root, _ := t.insert(t.root, key, val)
+	return tree[K, V]{t.compare, root}
 }
 
-func (t tree[K, V]) insert(b *branch[K, V], key K, val V) *branch[K, V] {
+// insert is b with a key; grew: it did not have it.
+func (t tree[K, V]) insert(b *branch[K, V], key K, val V) (with *branch[K, V], grew bool) {
 	if b == nil {
-		return &branch[K, V]{key: key, val: val, size: 1}
+		return &branch[K, V]{key: key, val: val, size: 1}, true
 	}
+	left, right := b.left, b.right
 	switch c := t.compare(key, b.key); {
 	case c < 0:
-		return balanced(b, t.insert(b.left, key, val), b.right)
+		left, grew = t.insert(b.left, key, val)
 	case c > 0:
-		return balanced(b, b.left, t.insert(b.right, key, val))
+		right, grew = t.insert(b.right, key, val)
 	default:
-		return &branch[K, V]{key: key, val: val, size: b.size, left: b.left, right: b.right}
+		return &branch[K, V]{key: key, val: val, size: b.size, left: left, right: right}, false
 	}
+	if grew {
+		return balanced(b, left, right), true
+	}
+	return &branch[K, V]{key: b.key, val: b.val, size: b.size, left: left, right: right}, false // no weight has changed
 }
 
 func (t tree[K, V]) remove(key K) tree[K, V] {
