@@ -102,10 +102,10 @@ func (n *Node) bring(ctx context.Context, origin string, a *arrival) (uint64, er
 			if err != nil {
 				return at, err
 			}
-			if more {
+			if v, changed = n.machine.now(); more || v.applied(origin) > at {
 				continue
 			}
-			select {
+			select { // a proposal that did not help has changed the state, too
 			case <-changed:
 				continue
 			case <-timer.C:

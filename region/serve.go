@@ -159,6 +159,9 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 	if !n.inner.IsLeader() {
 		return nil, &replication.NotLeaderError{LeaderID: n.inner.LeaderID(), LeaderAddr: n.inner.LeaderAddr()}
 	}
+	if err := n.placed(); err != nil {
+		return nil, err
+	}
 	entries, size := make([]*conflict.Entry, 0, len(wire)), 0
 	for i, w := range wire {
 		e, err := n.settings.Conflict.FromWAL(&w.WALEntry)
@@ -189,6 +192,21 @@ func (n *Node) take(ctx context.Context, wire []*walstream.WireEntry) (*replicat
 		return nil, err
 	}
 	return &replication.WALBatchResponse{AckedPosition: at, ReceivedPosition: at}, nil
+}
+
+// placed is why this node makes nothing of what another region sends: entries
+// name regions by their places in the list, so a node that has another list than
+// its region would have them merged as somebody else's. It asks for what is
+// applied now, as the alarm comes a moment later.
+func (n *Node) placed() error {
+	v, _ := n.machine.now()
+	if v.settings == nil {
+		return fmt.Errorf("%w: the region's settings are not founded yet", replication.ErrNotReady)
+	}
+	if err := n.settings.with(v.settings).differs(v.settings); err != nil {
+		return fmt.Errorf("%w: %w", replication.ErrNotReady, err)
+	}
+	return nil
 }
 
 // merge proposes entries and sorts the answers out: a gap is told by the
