@@ -119,9 +119,17 @@ func (t *transfer) check() error {
 	if t.cut = t.head.cut(); !h.applied.Contains(&t.cut) {
 		return fmt.Errorf("%w: all have %v, here are %v", ErrAhead, t.cut, h.applied)
 	}
+	var bad error // an answer to the sender; what else ends a scan is the Storage's failure
 	for _, prefix := range []string{rowNode, rowEdge} {
-		if err := t.rows.ScanMeta([]byte(prefix), t.checkRow); err != nil {
-			return fmt.Errorf("%w: %v", ErrInvalidEntry, err)
+		err := t.rows.ScanMeta([]byte(prefix), func(key, row []byte) error {
+			bad = t.checkRow(key, row)
+			return bad
+		})
+		if bad != nil {
+			return fmt.Errorf("%w: %v", ErrInvalidEntry, bad)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
