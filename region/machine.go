@@ -28,6 +28,7 @@ type machine struct {
 	view     view
 	changed  chan struct{} // closed and replaced when view changes
 	restored uint64        // last position of the outbox of a snapshot that was installed; for mutants
+	unread   error         // why a snapshot that the Storage holds could not be read; nil: view is its
 }
 
 // view is the state as a whole, as readers outside of transactions see it.
@@ -182,8 +183,20 @@ func (m *machine) Restore(r io.Reader) error {
 	err := m.reload()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.restored = m.view.head.Last
+	m.restored, m.unread = m.view.head.Last, err
 	return err
+}
+
+// GetWALPosition implements replication.Storage. A restored state that could not
+// be read is neither the old one nor known to be whole: it is restored again.
+func (m *machine) GetWALPosition() (uint64, error) {
+	m.mu.Lock()
+	unread := m.unread
+	m.mu.Unlock()
+	if unread != nil {
+		return 0, fmt.Errorf("%w: %w", replication.ErrRestoreIncomplete, unread)
+	}
+	return m.TxStorage.GetWALPosition()
 }
 
 func (m *machine) restoredUpTo() uint64 {
