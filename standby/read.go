@@ -65,12 +65,52 @@ func (n *Node) readIndex(ctx context.Context) (uint64, error) {
 	return position, nil
 }
 
-// WaitApplied implements replication.ConsistentReader.
+// WaitApplied implements replication.ConsistentReader. Where it is not known that
+// the Storage is a prefix of what the pair has, that is waited for first: what this
+// node wrote alone stands at positions that the other has given to other writes.
 func (n *Node) WaitApplied(ctx context.Context, position uint64) error {
-	if err := n.running(); err != nil {
-		return err
+	for {
+		if err := n.waitPlaced(ctx); err != nil {
+			return err
+		}
+		if err := n.applier.WaitApplied(ctx, position); err != nil {
+			return err
+		}
+		if m := n.view(); m.placed() {
+			return nil
+		}
 	}
-	return n.applier.WaitApplied(ctx, position)
+}
+
+// placed: positions of the Storage are those of the pair, as far as this node can
+// know. A node without a part has met a higher epoch, or has not asked.
+func (m *machine) placed() bool {
+	switch m.role {
+	case RolePrimary, RoleStandby, RoleFencing, RolePromoting:
+		return true
+	}
+	return false
+}
+
+// waitPlaced waits until the node has found its part.
+func (n *Node) waitPlaced(ctx context.Context) error {
+	for {
+		if err := n.running(); err != nil {
+			return err
+		}
+		changed := n.change()
+		m := n.view()
+		if m.placed() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-n.ctx.Done():
+			return replication.ErrClosed
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w: this node is %s: %w", replication.ErrTimeout, replication.ErrNotReady, m.role, context.Cause(ctx))
+		}
+	}
 }
 
 // handleReadIndex serves code 23.
