@@ -52,6 +52,9 @@ func TestCrossFieldRules(t *testing.T) {
 		"is this node":              func(c *Config) { c.Raft.Peers = []RaftPeer{{ID: "x", Addr: c.BindAddr}} },
 		"WRITE_CONSISTENCY":         func(c *Config) { c.WriteConsistency = ConsistencyOne },
 		"TLS_CERT_FILE":             func(c *Config) { c.TLS.Enabled = true },
+		"TLS_KEY_FILE":              func(c *Config) { c.TLS.KeyFile = "k" }, // it would run in plain text
+		"TLS_CA_FILE":               func(c *Config) { c.TLS.CAFile = "a" },
+		"would not be encrypted":    func(c *Config) { c.TLS.CertFile = "c" },
 		"insecure": func(c *Config) {
 			c.TLS = TLSConfig{Enabled: true, MinVersion: "1.2", CipherSuites: []string{"TLS_RSA_WITH_RC4_128_SHA"}}
 		},

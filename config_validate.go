@@ -132,6 +132,11 @@ func (k *checker) general() {
 func (k *checker) tls() {
 	t := k.c.TLS
 	if !t.Enabled {
+		// Who names a certificate takes the traffic for encrypted.
+		const plain = "set without TLS_ENABLED=true: traffic would not be encrypted; set that, or leave this out"
+		k.check(t.CertFile == "", "TLS_CERT_FILE", plain)
+		k.check(t.KeyFile == "", "TLS_KEY_FILE", plain)
+		k.check(t.CAFile == "", "TLS_CA_FILE", plain)
 		return
 	}
 	k.check(t.CertFile != "", "TLS_CERT_FILE", "required with TLS_ENABLED")
