@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,5 +44,36 @@ func TestHandOverWaitsForAStandbyThatIsNearlyReady(t *testing.T) {
 		start := time.Now()
 		require.ErrorIs(t, transferWhenReady(ctx, &soonReady{ready: 1 << 30}), replication.ErrNotReady)
 		require.LessOrEqual(t, time.Since(start), handOverTimeout)
+	})
+}
+
+// hangingPrimary is a primary whose standby is never ready, and whose log does not
+// close before its disk answers.
+type hangingPrimary struct {
+	replication.Replicator
+	soonReady
+	disk chan struct{}
+}
+
+func (*hangingPrimary) Mode() replication.ReplicationMode { return replication.ModeHAStandby }
+func (*hangingPrimary) IsLeader() bool                    { return true }
+
+func (p *hangingPrimary) Shutdown() error {
+	<-p.disk
+	runtime.Goexit() // nothing after it is reached
+	return nil
+}
+
+// A node is gone ten seconds after it was told to stop, whatever hangs: the wait for
+// the standby is part of them.
+func TestStoppingTakesTenSecondsAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &hangingPrimary{soonReady: soonReady{ready: 1 << 30}, disk: make(chan struct{})}
+		defer close(p.disk)
+		start := time.Now()
+		err := (&node{repl: p}).leave(slog.New(slog.DiscardHandler))
+		require.ErrorIs(t, err, replication.ErrTimeout)
+		require.Positive(t, p.tries, "it tried to hand over")
+		require.LessOrEqual(t, time.Since(start), 10*time.Second)
 	})
 }

@@ -132,23 +132,34 @@ var errNoToken = errors.New("changes want a bearer token on an address that is n
 
 func (n *node) start(ctx context.Context) error { return n.repl.Start(ctx) }
 
-// stop closes everything, in order. What takes longer than stopTimeout, a disk
-// that hangs, is left to the end of the process.
-func (n *node) stop() error {
+// leave hands the primary's part on, where there is one, and closes everything:
+// what the standby takes to answer is no longer there for the closing.
+func (n *node) leave(logger *slog.Logger) error {
+	start := time.Now()
+	n.handOver(logger)
+	return n.stopWithin(stopTimeout - time.Since(start))
+}
+
+func (n *node) stop() error { return n.stopWithin(stopTimeout) }
+
+// stopWithin closes everything, in order. What takes longer, a disk that hangs, is
+// left to the end of the process.
+func (n *node) stopWithin(limit time.Duration) error {
 	done := make(chan error, 1)
-	go func() { done <- n.close() }()
-	timer := time.NewTimer(stopTimeout)
+	go func() { done <- n.close(limit / 2) }()
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case err := <-done:
 		return err
 	case <-timer.C:
-		return fmt.Errorf("%w: not everything was closed within %s", replication.ErrTimeout, stopTimeout)
+		return fmt.Errorf("%w: not everything was closed within %s; what was acknowledged is on the disk", replication.ErrTimeout, limit.Round(time.Second))
 	}
 }
 
-func (n *node) close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout/2)
+// close gives HTTP requests in flight until patience is over.
+func (n *node) close(patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
 	errs = append(errs, n.repl.Shutdown())

@@ -43,8 +43,9 @@ func serveCommand() *cobra.Command {
 			err = n.start(cmd.Context())
 			if err == nil {
 				<-cmd.Context().Done()
-				n.handOver(logger)
-			} else if cmd.Context().Err() != nil {
+				return n.leave(logger)
+			}
+			if cmd.Context().Err() != nil {
 				err = nil // stopped while it waited for its peers
 			}
 			return errors.Join(err, n.stop())
