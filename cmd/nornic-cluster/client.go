@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -120,8 +121,8 @@ func (c *client) try(ctx context.Context, url, requestID string, body []byte) (s
 	return resp.StatusCode, nil
 }
 
-// get reads a JSON answer of one node.
-func get(ctx context.Context, url string, v any) error {
+// get reads a JSON answer of one node, which has status OK or one of also.
+func get(ctx context.Context, url string, v any, also ...int) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -133,7 +134,7 @@ func get(ctx context.Context, url string, v any) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode != http.StatusOK && !slices.Contains(also, resp.StatusCode) {
 		return fmt.Errorf("%s: %w", url, refusal(resp))
 	}
 	return json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(v)

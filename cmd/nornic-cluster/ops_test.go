@@ -308,6 +308,22 @@ func TestRecoverByTheBinary(t *testing.T) {
 }
 
 // TestHelpHasAnExampleForEveryCommand.
+// A node that waits for its peers says so where an operator looks first.
+func TestStatusSaysWhatANodeWaitsFor(t *testing.T) {
+	addrs := freeAddrs(t, 2)
+	p := newProcess(t, t.TempDir(), "n0", addrs[0], []string{"n1:" + addrs[1]})
+	p.start()
+	var out string
+	until(t, "status names the peer that cannot be asked", func() bool {
+		out, _, _ = runCommand(t, "status", "--addr", p.url)
+		return strings.Contains(out, "n0 (starting): ") && strings.Contains(out, addrs[1])
+	})
+	v := clusterSays(t, p.url)
+	require.Equal(t, "starting", v.Node.State)
+	require.NotEmpty(t, v.Node.Reasons)
+	p.terminate()
+}
+
 func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 	for _, args := range [][]string{{"add"}, {"remove"}, {"transfer"}, {"snapshot"}, {"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve"},
 		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"status"}} {

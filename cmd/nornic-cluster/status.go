@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"text/tabwriter"
 	"time"
@@ -34,6 +35,14 @@ type clusterView struct {
 	WriteRegion string       `json:"write_region,omitempty"`
 	RegionEpoch uint64       `json:"region_epoch,omitempty"`
 	Regions     []regionView `json:"regions,omitempty"`
+	// Node is what the node that was asked says of itself.
+	Node nodeView `json:"node"`
+}
+
+type nodeView struct {
+	ID      string   `json:"node_id"`
+	State   string   `json:"state"`
+	Reasons []string `json:"reasons,omitempty"`
 }
 
 type regionView struct {
@@ -85,6 +94,9 @@ func showStatus(ctx context.Context, addr string, asJSON bool) error {
 	if err := get(ctx, c.addrs[0]+"/admin/cluster/status", &v); err != nil {
 		return err
 	}
+	if v.Node, err = nodeHealth(ctx, c.addrs[0]); err != nil {
+		return err
+	}
 	if asJSON {
 		return json.NewEncoder(os.Stdout).Encode(v)
 	}
@@ -105,5 +117,21 @@ func showStatus(ctx context.Context, addr string, asJSON bool) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%t\t%d\t%.1f\n", r.ID, r.Address, r.State, r.Healthy, r.Lag, r.LagSeconds)
 		}
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, reason := range v.Node.Reasons {
+		fmt.Printf("%s (%s): %s\n", v.Node.ID, v.Node.State, reason)
+	}
+	return nil
+}
+
+// nodeHealth asks a node about itself: the status may be that of its leader, and
+// does not say what a node waits for.
+func nodeHealth(ctx context.Context, addr string) (nodeView, error) {
+	var v struct {
+		Replication nodeView `json:"replication"`
+	}
+	err := get(ctx, addr+"/health", &v, http.StatusServiceUnavailable)
+	return v.Replication, err
 }
