@@ -10,6 +10,10 @@ import (
 // silentAfter is how long a region may be silent before it is said so.
 const silentAfter = 10 * time.Second
 
+// refusedAfter is how long it may be where an address answered last with a failure:
+// the other addresses have had a turn.
+const refusedAfter = 3 * time.Second
+
 // Health implements replication.Replicator: that of the node in its region, with
 // what federate adds.
 func (n *Node) Health() *replication.HealthStatus { return n.inner.Health() }
@@ -29,7 +33,7 @@ func (n *Node) federate(h *replication.HealthStatus) {
 			r.LagSeconds = n.lags.seconds(k.region, &v.head, n.rt.Now())
 		}
 		if h.IsLeader { // only the leader asks
-			r.Healthy = !k.at.IsZero() && n.rt.Now().Sub(k.at) < silentAfter
+			r.Healthy = k.answers(n.rt.Now())
 			r.State = "connected"
 			if !r.Healthy {
 				r.State = "silent"
@@ -63,4 +67,10 @@ func (n *Node) warn(h *replication.HealthStatus, v *view) {
 	if v.status.Conflicting > 0 {
 		h.Reasons = append(h.Reasons, fmt.Sprintf("%d nodes and edges have conflicts that wait to be resolved", v.status.Conflicting))
 	}
+}
+
+// answers: the region has been heard of late.
+func (k *link) answers(now time.Time) bool {
+	silent := now.Sub(k.at)
+	return !k.at.IsZero() && silent < silentAfter && (k.err == nil || silent < refusedAfter)
 }
