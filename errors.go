@@ -88,10 +88,10 @@ var (
 	// ErrInvalidCommand: the command is malformed.
 	ErrInvalidCommand = errors.New("invalid command")
 	// ErrNoConflict: there is no conflict about the thing to be resolved.
-	ErrNoConflict = errors.New("no conflict")
+	ErrNoConflict = errors.New("no conflict waits under this key: it is settled, or never was")
 	// ErrVersionsChanged: the versions in conflict are not those that the
 	// operator saw.
-	ErrVersionsChanged = errors.New("versions have changed")
+	ErrVersionsChanged = errors.New("versions have changed: list the conflict again")
 )
 
 // Errors between a Storage and the StorageApplier.

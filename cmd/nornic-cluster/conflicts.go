@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -59,7 +60,7 @@ func resolution(body map[string]any, expect []string, keep, value string, delete
 		}
 	}
 	if choices != 1 || len(expect) == 0 {
-		return fmt.Errorf("%w: --expect, and one of --keep, --value and --deleted", errUsage)
+		return fmt.Errorf("%w: resolve takes --expect, and one of --keep, --value and --deleted", errUsage)
 	}
 	var seen []replication.VersionID
 	for _, text := range expect {
@@ -73,6 +74,9 @@ func resolution(body map[string]any, expect []string, keep, value string, delete
 	switch {
 	case keep != "":
 		id, err := parseVersion(keep)
+		if err == nil && !slices.Contains(seen, id) {
+			err = fmt.Errorf("%w: --keep %s is none of the versions of --expect", errUsage, keep)
+		}
 		body["keep"] = id
 		return err
 	case value != "":

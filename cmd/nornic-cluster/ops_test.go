@@ -180,6 +180,7 @@ func TestMembershipByTheBinary(t *testing.T) {
 	for _, args := range [][]string{{"add", "n9"}, {"add", "n9", "no-port"}, {"remove"}, {"transfer", "a", "b"}, {"snapshot", "x"}, {"region"}, {"region", "remove"},
 		{"conflicts", "resolve", "k"}, {"conflicts", "resolve", "k", "--expect", "eu:1"}, {"conflicts", "resolve", "k", "--deleted"},
 		{"conflicts", "resolve", "k", "--expect", "eu", "--deleted"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--keep", "1"},
+		{"conflicts", "resolve", "k", "--expect", "eu:1,us:2", "--keep", "us:1"},
 		{"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "x"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "1", "--deleted"},
 		{"import", "--part", "3/2", "testdata/small.jsonl"}, {"demo", "--regions", "6"}, {"region", "promote", "eu"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
 		_, errs, status := runCommand(t, args...)
