@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -160,7 +161,9 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 	if t.opts.TLS != nil {
 		tc := tls.Server(c, t.opts.TLS.server())
 		if err := tc.HandshakeContext(t.ctx); err != nil {
-			return nil, nil, &rejection{reason: tlsReason(err), err: fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)}
+			refused := &rejection{reason: tlsReason(err), err: tlsError(err)}
+			refused.to, refused.request = plainDialer(err)
+			return nil, nil, refused
 		}
 		nc = tc
 	}
@@ -169,7 +172,12 @@ func (t *Transport) admit(c *trackedConn) (*session, *envelope, error) {
 	if demanded {
 		limit = maxUnprovenFrameBytes
 	}
+	start, _ := r.Peek(len(tlsRecord)) // readFrame meets the error
+	encrypted := t.opts.TLS == nil && bytes.Equal(start, tlsRecord)
 	frame, err := readFrame(r, limit)
+	if errors.Is(err, errFrame) && encrypted {
+		err = fmt.Errorf("%w: the peer speaks TLS: %s", err, bothOrNone)
+	}
 	if err != nil {
 		reason := "malformed"
 		if !errors.Is(err, errFrame) {
@@ -229,7 +237,7 @@ func (t *Transport) secureDial(ctx context.Context, raw *trackedConn, addr strin
 	if t.opts.TLS != nil {
 		tc := tls.Client(c, t.opts.TLS.client(addr))
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)
+			return nil, tlsError(err)
 		}
 		c = tc
 	}

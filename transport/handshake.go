@@ -209,7 +209,7 @@ func (t *Transport) exchangeHello(c net.Conn, r *bufio.Reader, h *replication.He
 	}
 	frame, err := readFrame(r, maxUnprovenFrameBytes)
 	if err != nil {
-		return nil, fmt.Errorf("handshake: %w", err)
+		return nil, fmt.Errorf("handshake: %w", alerted(err))
 	}
 	e, err := decodeEnvelope(frame)
 	if err != nil {

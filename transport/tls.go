@@ -3,11 +3,14 @@ package transport
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -162,4 +165,47 @@ func (t *TLS) client(addr string) *tls.Config {
 func (t *Transport) certificateShown(c net.Conn) bool {
 	tc, ok := c.(*tls.Conn)
 	return ok && len(tc.ConnectionState().VerifiedChains) > 0
+}
+
+// tlsRecord is how a TLS handshake starts on the wire.
+var tlsRecord = []byte{22, 3}
+
+const bothOrNone = "TLS_ENABLED must be set on both nodes or on neither"
+
+// plainDialer is a dialer without TLS, and the Hello that is answered: it has to hear
+// that it is refused. A peer that only hung up on it would look dead, and a standby
+// that starts with the wrong setting would take over from it. What it sent is lost in
+// the TLS connection, but for the length of its first frame, which is enough.
+func plainDialer(err error) (net.Conn, *envelope) {
+	var other tls.RecordHeaderError
+	if !errors.As(err, &other) || other.Conn == nil {
+		return nil, nil
+	}
+	if size := binary.BigEndian.Uint32(other.RecordHeader[:]); size == 0 || size > maxUnprovenFrameBytes {
+		return nil, nil // it speaks something else
+	}
+	return other.Conn, &envelope{Type: int(replication.MsgHello)}
+}
+
+// tlsError is the failure of a TLS handshake. A peer without TLS either sends what is
+// none, or reads a frame of an absurd length and hangs up.
+func tlsError(err error) error {
+	var other tls.RecordHeaderError
+	switch {
+	case errors.As(err, &other):
+		return fmt.Errorf("%w: %w: %s", replication.ErrUnauthenticated, err, bothOrNone)
+	case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%w: the peer hung up in the TLS handshake: %w: %s", replication.ErrUnauthenticated, err, bothOrNone)
+	}
+	return fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)
+}
+
+// alerted marks an alert of the server's: in TLS 1.3 it refuses the dialer's
+// certificate only when the dialer's handshake is over.
+func alerted(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		return fmt.Errorf("%w: the peer refuses this node's certificate: %w", replication.ErrUnauthenticated, err)
+	}
+	return err
 }

@@ -1,10 +1,14 @@
 package transport
 
 import (
+	"bytes"
 	"crypto/tls"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,7 +67,8 @@ func TestMutualTLS(t *testing.T) {
 		withTLS(t, cfg)(o)
 	})
 	_, err := stranger.Connect(t.Context(), addr)
-	require.Error(t, err)
+	require.ErrorIs(t, err, replication.ErrUnauthenticated)
+	require.ErrorContains(t, err, "refuses this node's certificate")
 	_, err = newTransport(t, "p", nil).Connect(t.Context(), addr)
 	require.Error(t, err)
 	require.Eventually(t, func() bool { return server.Stats().HandshakesRejected["tls"] == 2 }, patience, time.Millisecond)
@@ -183,4 +188,55 @@ func TestProofIsBoundToItsTLSSession(t *testing.T) {
 	_, err = dialer.Connect(t.Context(), l.Addr().String())
 	require.ErrorIs(t, err, replication.ErrUnauthenticated)
 	<-relayed
+}
+
+// lockedBuffer holds a log.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// TestOneSideWithoutTLSIsSaid: on both sides, whichever it is that dials.
+func TestOneSideWithoutTLSIsSaid(t *testing.T) {
+	cfg := newAuthority(t).issue(t.TempDir(), 2, time.Now().Add(time.Hour))
+	for _, c := range []struct {
+		name                string
+		server, dialer      bool // with TLS
+		serverSays, dialing string
+	}{
+		{"server", false, true, "the peer speaks TLS: TLS_ENABLED must be", "the peer hung up in the TLS handshake"},
+		{"dialer", true, false, "TLS_ENABLED must be", "handshake refused"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var says lockedBuffer
+			side := func(id string, secure bool) *Transport {
+				return newTransport(t, id, func(o *Options) {
+					if id == "s" {
+						o.Logger = slog.New(slog.NewTextHandler(&says, nil))
+					}
+					if secure {
+						withTLS(t, cfg)(o)
+					}
+				})
+			}
+			addr := serve(t, side("s", c.server), "127.0.0.1:0")
+			_, err := side("d", c.dialer).Connect(t.Context(), addr)
+			require.ErrorIs(t, err, replication.ErrUnauthenticated, "a peer that is there and refuses, not a silent one")
+			require.ErrorContains(t, err, c.dialing)
+			require.ErrorContains(t, err, bothOrNone)
+			require.Eventually(t, func() bool { return strings.Contains(says.String(), c.serverSays) }, patience, time.Millisecond)
+		})
+	}
 }
