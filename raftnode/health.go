@@ -106,6 +106,10 @@ func (n *Node) judge(h *replication.HealthStatus) {
 	}
 	h.Healthy = h.State == "healthy"
 	h.Ready = h.Healthy && h.LagEntries <= readyLag
+	if h.Ready && h.Role != "leader" && n.transport != nil && !n.progress.known(time.Now(), 2*n.cfg.Raft.ElectionTimeout) {
+		h.Ready = false
+		h.Reasons = append(h.Reasons, "the leader has not said yet how far it is")
+	}
 	if _, ok := n.storage.(replication.StorageSnapshotter); !ok {
 		h.Reasons = append(h.Reasons, "the storage has no snapshots: the log is never compacted")
 	}

@@ -85,6 +85,7 @@ func (n *Node) observed(o raft.Observation) {
 	case raft.LeaderObservation:
 		n.signalChange()
 		n.countFailover(string(d.LeaderID))
+		n.spawn(n.askNewLeader)
 		n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: string(d.LeaderID), Term: n.raft.CurrentTerm()})
 	case raft.RaftState:
 		n.publish(replication.Event{Type: replication.EventRoleChanged, Role: roleName(d), Term: n.raft.CurrentTerm()})
@@ -171,7 +172,7 @@ func (n *Node) housekeeping() {
 			n.takeOffice()
 		}
 		n.promoteCaughtUp()
-		n.progress.leading()
+		n.progress.leading(time.Now())
 		return
 	}
 	addr, known := n.leaderRoute()
@@ -185,9 +186,24 @@ func (n *Node) housekeeping() {
 		return
 	}
 	n.setOutcast("")
+	n.askLag(ctx, addr)
+}
+
+// askLag asks the leader how far it is.
+func (n *Node) askLag(ctx context.Context, addr string) {
 	var h replication.HealthStatus
-	if err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.IsLeader {
+	err := n.callPeer(ctx, addr, replication.MsgStatus, &replication.StatusRequest{}, &h)
+	if err == nil && h.Role == roleName(raft.Leader) {
 		n.progress.polled(n.applier.Position(), h.AppliedIndex, time.Now())
+	}
+}
+
+// askNewLeader asks a leader at once, as this node is not ready before it answers.
+func (n *Node) askNewLeader() {
+	if addr, known := n.leaderRoute(); known && addr != "" && n.transport != nil {
+		ctx, cancel := context.WithTimeout(n.ctx, n.cfg.Raft.ElectionTimeout)
+		defer cancel()
+		n.askLag(ctx, addr)
 	}
 }
 
@@ -198,6 +214,7 @@ type lagTracker struct {
 	mu     sync.Mutex
 	leader uint64    // the leader's applied position when last asked
 	behind time.Time // since when this node has lacked something; zero: it does not
+	at     time.Time // of the last answer; zero: there was none
 }
 
 // polled notes the leader's position; own is this node's when the answer came.
@@ -210,13 +227,21 @@ func (l *lagTracker) polled(own, leader uint64, now time.Time) {
 	if own < leader && l.behind.IsZero() {
 		l.behind = now
 	}
-	l.leader = leader
+	l.leader, l.at = leader, now
 }
 
-func (l *lagTracker) leading() {
+func (l *lagTracker) leading(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leader, l.behind = 0, time.Time{}
+	l.leader, l.behind, l.at = 0, time.Time{}, now
+}
+
+// known: the leader has answered within the time, or this node led. One that
+// starts, or was cut off, hears from a leader before it knows how far that one is.
+func (l *lagTracker) known(now time.Time, within time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.at.IsZero() && now.Sub(l.at) <= within
 }
 
 // lag in entries and seconds of a node at a position.
