@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -138,10 +137,9 @@ func postAdmin(ctx context.Context, addr, path string, body any) error {
 	req.Header.Set("Content-Type", "application/json")
 	c.authorize(req)
 	resp, err := c.http.Do(req)
-	var dial *net.OpError
 	switch {
 	case err == nil:
-	case errors.As(err, &dial) && dial.Op == "dial": // it was not sent
+	case unsent(err):
 		return err
 	default:
 		return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -67,33 +69,52 @@ func final(status int) bool {
 }
 
 // post sends a write until it is answered for good or ctx ends. Its request ID
-// makes the repetition safe.
+// makes the repetition safe. ErrUnknownOutcome where a try may have reached a node.
 func (c *client) post(ctx context.Context, path, requestID string, body []byte) error {
 	wait := 20 * time.Millisecond
 	var before error // of the last try that ctx did not end
+	reached := false
 	for {
 		i := c.current.Load()
 		status, err := c.try(ctx, c.addrs[int(i)%len(c.addrs)]+path, requestID, body)
 		if err == nil || final(status) && status != 0 && !strings.Contains(err.Error(), `"not_leader"`) {
 			return err
 		}
-		if ctx.Err() != nil {
-			if before != nil {
-				err = fmt.Errorf("%w, after %w", ctx.Err(), before)
+		reached = reached || !unsent(err)
+		if ctx.Err() == nil {
+			before = err
+			c.retries.Add(1)
+			c.current.CompareAndSwap(i, i+1)
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
 			}
-			return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, err)
 		}
-		before = err
-		c.retries.Add(1)
-		c.current.CompareAndSwap(i, i+1)
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if ctx.Err() != nil {
+			return givenUp(ctx.Err(), err, before, reached)
 		}
 		wait = min(2*wait, time.Second)
 	}
+}
+
+// givenUp is the error of a write that was not answered for good before its time
+// was over, where last is that of the last try.
+func givenUp(over, last, before error, reached bool) error {
+	if before != nil {
+		last = fmt.Errorf("%w, after %w", over, before)
+	}
+	if !reached {
+		return fmt.Errorf("no node could be reached, nothing was written: %w", last)
+	}
+	return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, last)
+}
+
+// unsent: the request did not get as far as a node.
+func unsent(err error) bool {
+	var dial *net.OpError
+	return errors.As(err, &dial) && dial.Op == "dial"
 }
 
 // try sends a write once; status is 0 where no answer came.

@@ -56,6 +56,9 @@ func TestVerifyWaitsForOnePosition(t *testing.T) {
 	err := verify(t.Context(), []string{fakeStats(t, fixed(base)), never}, 300*time.Millisecond, false)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NotErrorIs(t, err, errDiffer, "it is not known")
+	err = verify(t.Context(), []string{fakeStats(t, fixed(base)), fakeStats(t, fixed(statsView{Position: 8, Digest: "aa"}))}, 300*time.Millisecond, false)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "each cluster has positions of its own", "a copy in another cluster")
 }
 
 // TestVerifyOfRegions: positions are each region's own; regions are waited for,
@@ -204,6 +207,28 @@ func TestAnOrderWhoseAnswerIsLostIsOfUnknownOutcome(t *testing.T) {
 	s.Close()
 	err := postAdmin(t.Context(), s.URL, "/admin/cluster/remove", nil)
 	require.ErrorContains(t, err, "refused")
+	require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+}
+
+// TestAWriteThatReachedNoNodeHasFailed, and one that reached one before it was away
+// may have been carried out.
+func TestAWriteThatReachedNoNodeHasFailed(t *testing.T) {
+	var s *httptest.Server
+	s = httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		_ = s.Listener.Close()
+		panic(http.ErrAbortHandler)
+	}))
+	defer s.Close()
+	c, err := newClient([]string{s.URL})
+	require.NoError(t, err)
+	write := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		return c.post(ctx, "/graph/batch", "id", nil)
+	}
+	require.ErrorIs(t, write(), replication.ErrUnknownOutcome)
+	err = write()
+	require.ErrorContains(t, err, "no node could be reached")
 	require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
 }
 

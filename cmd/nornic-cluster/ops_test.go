@@ -182,7 +182,7 @@ func TestMembershipByTheBinary(t *testing.T) {
 		{"conflicts", "resolve", "k", "--expect", "eu", "--deleted"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--keep", "1"},
 		{"conflicts", "resolve", "k", "--expect", "eu:1,us:2", "--keep", "us:1"},
 		{"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "x"}, {"conflicts", "resolve", "k", "--expect", "eu:1", "--value", "1", "--deleted"},
-		{"import", "--part", "3/2", "testdata/small.jsonl"}, {"demo", "--regions", "6"}, {"region", "promote", "eu"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
+		{"import", "--part", "3/2", "testdata/small.jsonl"}, {"demo", "--regions", "6"}, {"demo", "--http-port", "-3"}, {"demo", "--cluster-port", "65534"}, {"region", "promote", "eu"}, {"recover"}, {"solo", "--nonsense"}, {"promote", "x"}} {
 		_, errs, status := runCommand(t, args...)
 		require.Equal(t, 2, status, "%v: %s", args, errs)
 	}

@@ -73,6 +73,11 @@ func demoCommand() *cobra.Command {
 			if o.regions < 1 || o.regions > 5 {
 				return fmt.Errorf("%w: --regions=%d, allowed are 1 to 5", errUsage, o.regions)
 			}
+			for flag, port := range map[string]int{"http-port": o.httpPort, "cluster-port": o.clusterPort} {
+				if last := 1<<16 - demoNodes*o.regions; port < 0 || port > last {
+					return fmt.Errorf("%w: --%s=%d, allowed are 0 to %d", errUsage, flag, port, last)
+				}
+			}
 			return demo(cmd.Context(), &o)
 		},
 	}

@@ -75,7 +75,11 @@ func (c *client) positions(nodes []statsView) string {
 	for i, n := range nodes {
 		list[i] = fmt.Sprintf("%s at %d", c.addrs[i], n.Position)
 	}
-	return strings.Join(list, ", ")
+	text := strings.Join(list, ", ")
+	if len(nodes) > 0 && sameContent(nodes) {
+		text += "; there they hold the same graph: each cluster has positions of its own, name the nodes of one"
+	}
+	return text
 }
 
 // tell prints what the nodes hold; errDiffer where it is not the same.
