@@ -166,7 +166,7 @@ type twoProcesses struct {
 	wires [2]*wire
 }
 
-func startPair(t *testing.T, mode replication.SyncMode, policy string) *twoProcesses {
+func startPair(t *testing.T, mode replication.SyncMode, policy string, more ...string) *twoProcesses {
 	t.Helper()
 	p := &twoProcesses{t: t}
 	cluster := freeAddrs(t, demoNodes)
@@ -187,6 +187,7 @@ func startPair(t *testing.T, mode replication.SyncMode, policy string) *twoProce
 				prefix + "SECRET=0123456789abcdef", prefix + "HA_SYNC_MODE=" + string(mode), prefix + "HA_PARTITION_POLICY=" + policy,
 				prefix + fmt.Sprintf("HA_HEARTBEAT_MS=%d", testHeartbeat.Milliseconds()), prefix + "HA_FAILOVER_TIMEOUT=" + testFailover.String(),
 				prefix + "HA_RECONNECT_INTERVAL=200ms", prefix + "HA_MAX_RECONNECT_BACKOFF=1s"}}
+		one.env = append(one.env, more...)
 		one.start()
 		p.list = append(p.list, one)
 		t.Cleanup(func() {

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/testca"
 	"github.com/stretchr/testify/require"
 )
 
@@ -263,4 +265,33 @@ func TestHotStandbyPartitionUnderConsistency(t *testing.T) {
 			require.Empty(t, graph(t, next)["refused"])
 		})
 	}
+}
+
+// TestHotStandbyWithoutTLSTakesNothingOver: a primary that refuses a node which was
+// started without TLS is not one that has died.
+func TestHotStandbyWithoutTLSTakesNothingOver(t *testing.T) {
+	skipProcesses(t)
+	authority, dir := testca.New(t), t.TempDir()
+	cert, key := authority.Issue(1, time.Now().Add(time.Hour))
+	encrypted := []string{clusterPrefix + "TLS_ENABLED=true"}
+	for name, data := range map[string][]byte{"CA": authority.PEM, "CERT": cert, "KEY": key} {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, data, 0o600))
+		encrypted = append(encrypted, clusterPrefix+"TLS_"+name+"_FILE="+path)
+	}
+	p := startPair(t, replication.SyncSemi, "availability", encrypted...)
+	primary, standby := p.whole()
+	standby.kill9()
+	right := standby.env
+	standby.env = right[:len(right)-len(encrypted)]
+	standby.start()
+	until(t, "it says what is wrong", func() bool {
+		return strings.Contains(strings.Join(health(standby).Reasons, "\n"), "TLS_ENABLED")
+	})
+	require.Never(t, func() bool { return health(standby).IsLeader || !health(primary).IsLeader }, 3*testFailover, 50*time.Millisecond)
+	standby.kill9()
+	standby.env = right
+	standby.start()
+	again, _ := p.whole()
+	require.Equal(t, primary, again)
 }
