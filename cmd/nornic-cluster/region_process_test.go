@@ -153,10 +153,13 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	require.NotContains(t, table, list[1].Key)
 	r.scrapeBoth()
 
-	resolve := []string{"conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[1]}
-	_, errs, status = runCommand(t, append(resolve, "--expect", versions[0])...)
+	_, errs, status = runCommand(t, "conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[0], "--expect", versions[0])
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "versions_changed")
+	resolve := []string{"conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[1]}
+	_, errs, status = runCommand(t, append(resolve, "--expect", versions[0])...)
+	require.Equal(t, 2, status)
+	require.Contains(t, errs, "none of the versions")
 	out, errs, status := runCommand(t, append(resolve, "--expect", strings.Join(versions, ","))...)
 	require.Zero(t, status, errs)
 	require.Equal(t, "settled\n", out)
