@@ -76,20 +76,21 @@ func (n *Node) WaitApplied(ctx context.Context, position uint64) error {
 		if err := n.applier.WaitApplied(ctx, position); err != nil {
 			return err
 		}
-		if m := n.view(); m.placed() {
+		if n.placed() {
 			return nil
 		}
 	}
 }
 
 // placed: positions of the Storage are those of the pair, as far as this node can
-// know. A node without a part has met a higher epoch, or has not asked.
-func (m *machine) placed() bool {
-	switch m.role {
+// know. A node without a part has met a higher epoch, or has not asked; one that
+// follows a peer without epochs has no other positions than that one's.
+func (n *Node) placed() bool {
+	switch n.view().role {
 	case RolePrimary, RoleStandby, RoleFencing, RolePromoting:
 		return true
 	}
-	return false
+	return n.plain.Load() && n.takesPlain()
 }
 
 // waitPlaced waits until the node has found its part.
@@ -99,8 +100,7 @@ func (n *Node) waitPlaced(ctx context.Context) error {
 			return err
 		}
 		changed := n.change()
-		m := n.view()
-		if m.placed() {
+		if n.placed() {
 			return nil
 		}
 		select {
@@ -108,7 +108,7 @@ func (n *Node) waitPlaced(ctx context.Context) error {
 		case <-n.ctx.Done():
 			return replication.ErrClosed
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w: this node is %s: %w", replication.ErrTimeout, replication.ErrNotReady, m.role, context.Cause(ctx))
+			return fmt.Errorf("%w: %w: this node is %s: %w", replication.ErrTimeout, replication.ErrNotReady, n.view().role, context.Cause(ctx))
 		}
 	}
 }
