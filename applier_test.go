@@ -10,6 +10,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -141,7 +142,7 @@ func TestPlainErrorStopsTheApplier(t *testing.T) {
 
 func TestWaitApplied(t *testing.T) {
 	s := openStore(t)
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		a := newApplier(t, s)
 		got := make(chan error, 2)
 		go func() { got <- a.WaitApplied(context.Background(), 2) }()

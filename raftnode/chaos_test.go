@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 )
 
@@ -66,7 +66,7 @@ func runChaosOn(t *testing.T, schedules int, cluster th.ClusterConfig, faults ..
 		t.Run(fmt.Sprint("from ", *chaosSeed+uint64(first)), func(t *testing.T) {
 			t.Parallel()
 			for i := first; i < min(first+chaosPart, schedules) && !t.Failed(); i++ {
-				synctest.Test(t, func(t *testing.T) {
+				bubble.Test(t, func(t *testing.T) {
 					x := th.Chaos{Cluster: cluster, Seed: *chaosSeed + uint64(i), Faults: faults, Pictures: "testdata/pictures"}
 					report, err := x.Run(t)
 					if err != nil {

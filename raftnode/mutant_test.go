@@ -8,10 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/raftnode"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
@@ -42,7 +42,7 @@ func findMutant(t *testing.T, schedules int, x th.Chaos, found ...error) {
 	}
 	for seed := range uint64(schedules) {
 		var err error
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			x := x
 			x.Seed, x.Pictures = seed+1, t.TempDir()
 			q := &quietTB{TB: t}
@@ -257,11 +257,11 @@ func directed(t *testing.T, mutant raftnode.Option, play func(t *testing.T, c *t
 		return play(t, c)
 	}
 	for seed := range uint64(runs) {
-		synctest.Test(t, func(t *testing.T) { require.NoError(t, run(t, t, seed), "without the mutant") })
+		bubble.Test(t, func(t *testing.T) { require.NoError(t, run(t, t, seed), "without the mutant") })
 	}
 	for seed := range uint64(runs) {
 		var err error
-		synctest.Test(t, func(t *testing.T) { err = run(t, &quietTB{TB: t}, seed, mutant) })
+		bubble.Test(t, func(t *testing.T) { err = run(t, &quietTB{TB: t}, seed, mutant) })
 		for _, f := range found {
 			if errors.Is(err, f) {
 				t.Logf("found by run %d: %.300v", seed+1, err)

@@ -2,10 +2,10 @@ package raftnode
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -68,7 +68,7 @@ func TestSenderDoesNotWaitForAReaderThatHasLeft(t *testing.T) {
 		"a later term": func(r *raft.AppendEntriesResponse) { r.Term, r.Success = 4, true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // a sender that waits for ever is a deadlock
+			bubble.Test(t, func(t *testing.T) { // a sender that waits for ever is a deadlock
 				o := &observedTransport{followers: make(map[raft.ServerID]*followerState), answered: make(chan struct{})}
 				p := o.observe("n2", newNarrowPipeline(answer))
 				send := func() error {

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -19,7 +19,7 @@ import (
 // follower.
 func scenario(t *testing.T, change func(*th.ClusterConfig), play func(t *testing.T, c *th.Cluster, leader, follower *th.Member)) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := th.RaftConfig(1)
 		if change != nil {
 			change(&cfg)
@@ -280,7 +280,7 @@ func TestScenario_Raft_Follower_Latency(t *testing.T) {
 // founds a cluster, on every node, and request IDs are remembered over it.
 func TestScenario_StandaloneToRaft_Basic(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, th.RaftConfig(1))
 		alone, err := replication.New(replication.DefaultConfig(), c.Members[0].Store(), nil, replication.WithLogger(quietLogger()))
 		require.NoError(t, err)

@@ -3,11 +3,11 @@ package raftnode_test
 import (
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/raftnode"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
@@ -17,7 +17,7 @@ import (
 // transport, and only what nodes send each other besides over ours.
 func TestFailoverOnHashicorpsTransport(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		t.Cleanup(func() { <-time.After(time.Minute) }) // virtual: it leaves what was cut off to its timeout
 		inmem := make(map[*th.Member]*raft.InmemTransport)
 		cfg := th.RaftConfig(1)

@@ -6,10 +6,10 @@ import (
 	"maps"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/region"
 	"github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
@@ -160,7 +160,7 @@ func property(t *testing.T, m *testharness.Member, id, key string) any {
 
 // virtually runs a test in a bubble of virtual time.
 func virtually(t *testing.T, fn func(t *testing.T)) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		t.Cleanup(func() { <-time.After(time.Minute) }) // hashicorp/raft leaves RPCs to their timeout; virtual
 		fn(t)
 	})

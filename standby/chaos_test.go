@@ -10,11 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/standby"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
@@ -184,7 +184,7 @@ func runChaosOn(t *testing.T, config func(pairMode) th.ClusterConfig, schedules 
 			var total chaosTotal
 			start := time.Now()
 			for i := range schedules {
-				synctest.Test(t, func(t *testing.T) { total.run(t, config(mode), mode, *chaosSeed+uint64(i), faults) })
+				bubble.Test(t, func(t *testing.T) { total.run(t, config(mode), mode, *chaosSeed+uint64(i), faults) })
 				if t.Failed() {
 					return
 				}
@@ -273,7 +273,7 @@ func TestChaos_HAStandby_DeferringStorages(t *testing.T) {
 func TestChaosChecksSeeLoss(t *testing.T) {
 	run := func(change func(*th.Chaos)) (found error) {
 		for seed := uint64(0); seed < 40 && found == nil; seed++ {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				x := th.Chaos{Cluster: pairConfig(pairMode{replication.SyncAsync, "availability"}), Seed: seed, Recovery: time.Minute,
 					Faults: []th.FaultKind{th.FaultPartition, th.FaultCrash}, Except: th.Exceptions{Terms: true},
 					Prepare: func(c *th.Cluster) error { return waitAdmitted(c, time.Minute) }, Repair: operator(false, new(int))}

@@ -6,10 +6,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -31,7 +31,7 @@ func TestCrashAtEveryWrite(t *testing.T) {
 				kept, crashes := 0, 0
 				for at := 1; ; at += every {
 					crashed := false
-					synctest.Test(t, func(t *testing.T) { crashed = crashAt(t, mode, min(victim, 1), victim == 2, at, &kept) })
+					bubble.Test(t, func(t *testing.T) { crashed = crashAt(t, mode, min(victim, 1), victim == 2, at, &kept) })
 					if t.Failed() || !crashed {
 						break
 					}

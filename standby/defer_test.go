@@ -3,10 +3,10 @@ package standby_test
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -15,7 +15,7 @@ import (
 // not flushed.
 func onDeferring(t *testing.T, test func(t *testing.T, c *th.Cluster, a, b *th.Member)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := pairConfig(pairMode{replication.SyncSemi, "availability"})
 		cfg.Deferring = true
 		c := th.NewCluster(t, cfg)

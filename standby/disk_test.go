@@ -3,10 +3,10 @@ package standby_test
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -14,7 +14,7 @@ import (
 // While a disk hangs in the middle of a step, whoever calls the node is answered
 // when his own time is over: a write that was not appended has failed.
 func TestNobodyWaitsForAHungDiskLongerThanHeSaid(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
 		c.StartAll(t.Context())
 		require.NoError(t, waitAdmitted(c, time.Minute))
@@ -69,7 +69,7 @@ func TestNobodyWaitsForAHungDiskLongerThanHeSaid(t *testing.T) {
 func TestEpochThatWasNotStoredIsToldToNobody(t *testing.T) {
 	for _, mode := range pairModes {
 		t.Run(mode.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := th.NewCluster(t, pairConfig(mode))
 				c.StartAll(t.Context())
 				require.NoError(t, waitAdmitted(c, time.Minute))
@@ -97,7 +97,7 @@ func TestEpochThatWasNotStoredIsToldToNobody(t *testing.T) {
 // An operator's word to a node whose own disk hangs over it is answered when the
 // operator's time is over.
 func TestOperatorDoesNotWaitForAHungDisk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
 		c.StartAll(t.Context())
 		require.NoError(t, waitAdmitted(c, time.Minute))
@@ -119,7 +119,7 @@ func TestOperatorDoesNotWaitForAHungDisk(t *testing.T) {
 // A switch that the primary asks for, and of which no answer comes in time, may still
 // take place.
 func TestTransferWithoutAnAnswerIsOfUnknownOutcome(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
 		c.StartAll(t.Context())
 		require.NoError(t, waitAdmitted(c, time.Minute))
@@ -136,7 +136,7 @@ func TestTransferWithoutAnAnswerIsOfUnknownOutcome(t *testing.T) {
 
 // A level that there is not is refused, and not taken for another one.
 func TestUnknownLevelOfReadIsRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, "availability"}))
 		c.StartAll(t.Context())
 		require.NoError(t, waitAdmitted(c, time.Minute))
@@ -152,7 +152,7 @@ func TestUnknownLevelOfReadIsRefused(t *testing.T) {
 // anything more.
 func TestStandbyThatLostWhatItReceivedGetsItAgain(t *testing.T) {
 	for _, policy := range []string{"availability", "consistency"} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := th.NewCluster(t, pairConfig(pairMode{replication.SyncSemi, policy}))
 			c.StartAll(t.Context())
 			require.NoError(t, waitAdmitted(c, time.Minute))

@@ -9,13 +9,13 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/standby"
 	"github.com/nornicdb/replication/transport"
 	"github.com/stretchr/testify/require"
@@ -94,7 +94,7 @@ const (
 
 // inBubble runs a test in virtual time with a pair that is not started yet.
 func inBubble(t *testing.T, change func(*replication.Config), test func(t *testing.T, p *pair)) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := &pair{t: t, net: newNet()}
 		p.a = p.newNode("a", "10.0.0.1:7688", "10.0.0.2:7688", "primary", change)
 		p.b = p.newNode("b", "10.0.0.2:7688", "10.0.0.1:7688", "standby", change)

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/raftnode"
 	"github.com/nornicdb/replication/standby"
 	th "github.com/nornicdb/replication/testharness"
@@ -20,7 +20,7 @@ func inPair(t *testing.T, test func(t *testing.T, mode pairMode, c *th.Cluster, 
 	t.Helper()
 	for _, mode := range pairModes {
 		t.Run(mode.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := th.NewCluster(t, pairConfig(mode))
 				c.StartAll(t.Context())
 				require.NoError(t, waitAdmitted(c, time.Minute))
@@ -228,7 +228,7 @@ func TestScenario_HAStandby_Standby_Latency(t *testing.T) {
 
 // One node's data goes from standalone to a pair to a Raft cluster.
 func TestScenario_HAStandby_FromStandaloneToRaft(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cfg := pairConfig(pairModes[0])
 		cfg.Nodes = 3
 		pair, modes, logs := cfg.Configure, cfg.Modes, make(map[string]*raft.InmemStore)

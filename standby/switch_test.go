@@ -3,10 +3,10 @@ package standby_test
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -15,7 +15,7 @@ import (
 // that is alive and has stopped: it goes on fetching, and loses nothing.
 func TestPlannedSwitchWhoseFetchIsCutOff(t *testing.T) {
 	for cut := range 12 {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cfg := pairConfig(pairMode{replication.SyncAsync, "availability"})
 			configure := cfg.Configure
 			cfg.Configure = func(m *th.Member, cfg *replication.Config) {

@@ -8,10 +8,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/nornicdb/replication/transport"
 	"github.com/stretchr/testify/require"
@@ -24,7 +24,7 @@ func attacker(n *th.Network, seed uint64, target string) *th.Byzantine {
 // attackOnSink runs all attacks on a port that only listens, and returns what
 // it got.
 func attackOnSink(t *testing.T, seed uint64) (names []string, got [][]byte) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := th.NewNetwork(1)
 		l, err := n.Host("sink").Listen(t.Context(), "sink:1")
 		require.NoError(t, err)

@@ -5,9 +5,9 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -61,7 +61,7 @@ func TestFailedScheduleSaysWhatHappened(t *testing.T) {
 	t.Setenv("TMPDIR", dir)
 	wrong := errors.New("this is to be found")
 	var failed *failedTB
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		failed = &failedTB{TB: t}
 		x := th.Chaos{Cluster: th.RaftConfig(0), Seed: 4711, Faults: []th.FaultKind{th.FaultCrash}, Duration: 5 * time.Second,
 			Check: func(*th.Cluster, []th.Operation) error { return wrong }}

@@ -6,10 +6,10 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -48,7 +48,7 @@ func raftClients(h *History, targets []Target, clients int, until time.Time) *sy
 // TestChecksHoldOnARaftCluster: three nodes whose leader is cut off again and
 // again, in virtual time. Everything that is checked must hold.
 func TestChecksHoldOnARaftCluster(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, targets := raftTrio(t)
 		var apps Applications
 		var seen Observations
@@ -117,7 +117,7 @@ func (h hastyReader) WaitApplied(context.Context, uint64) error { return nil }
 // ask the others before it answers.
 func TestAStaleReadOfACutOffLeaderIsFound(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pictures")
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c, _ := raftTrio(t)
 		old := c.WaitLeader(time.Minute)
 		self := Target{old.Replicator(), old.Store().Property}

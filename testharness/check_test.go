@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -147,7 +148,7 @@ func TestLeadershipCountsOnlyWithinOneTerm(t *testing.T) {
 }
 
 func TestWatchingSeesWhatHappensMeanwhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var o Observations
 		var position atomic.Uint64
 		position.Store(5)
@@ -175,7 +176,7 @@ func TestWatchingSeesWhatHappensMeanwhile(t *testing.T) {
 }
 
 func TestProgressIsMeasuredAgainstItsBound(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		healed := time.Now().Add(3 * time.Second)
 		try := func(context.Context) error {
 			if time.Now().Before(healed) {

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -14,7 +14,7 @@ import (
 // TestClusterThroughEverythingThatCanHappenToANode: each fault of the builder
 // does to a Raft cluster what it says, and the cluster comes back from it.
 func TestClusterThroughEverythingThatCanHappenToANode(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := th.NewCluster(t, th.RaftConfig(1))
 		c.StartAll(t.Context())
 		written := 0

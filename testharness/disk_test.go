@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -154,7 +155,7 @@ func TestStoreKeepsItsOwnCopies(t *testing.T) {
 }
 
 func TestHungDiskWaitsForReleaseOrCrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := th.NewDisk(1)
 		s := d.OpenLog()
 		for name, end := range map[string]func(){"release": d.Release, "crash": func() { require.NoError(t, d.Crash()) }} {
@@ -176,7 +177,7 @@ func TestHungDiskWaitsForReleaseOrCrash(t *testing.T) {
 }
 
 func TestDiskTakesItsTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := th.NewDisk(1)
 		s := d.OpenLog()
 		d.SetFaults(th.DiskFaults{SyncLatency: time.Second, SyncJitter: time.Second})

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -48,7 +48,7 @@ func TestOutcomeOfAWriteOverSeveralTries(t *testing.T) {
 		"unknown that names a verdict": {[]error{fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, replication.ErrExists)}, OutcomeUnknown, 101},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Second+retryPause/2)
 				defer cancel()
 				var seen []*replication.Command
@@ -136,7 +136,7 @@ func TestReadsRecordWhatTheyReadAndAtWhichLevel(t *testing.T) {
 // TestBareReplicatorsAreAppliedTo: one without ApplyBatch gets what is left of
 // the deadline.
 func TestBareReplicatorsAreAppliedTo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := &bareReplicator{}
 		c := NewHistory("h").Client(Target{Replicator: r})
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)

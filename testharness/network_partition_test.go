@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -166,7 +167,7 @@ func TestFlapping(t *testing.T) {
 
 // transcript runs a fixed exchange and returns every fault that it met.
 func transcript(t *testing.T, seed uint64, f th.Faults) (events []string) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := th.NewNetwork(seed)
 		n.SetLog(func(e th.NetworkEvent) { events = append(events, e.String()) })
 		a, b := twoEnds(t, n)
@@ -197,7 +198,7 @@ func TestSameSeedSameFaults(t *testing.T) {
 
 func TestDiceDoNotDependOnOtherFaults(t *testing.T) {
 	only := func(f th.Faults, kind string) (lines []string) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			n := th.NewNetwork(3)
 			n.SetLog(func(e th.NetworkEvent) {
 				if e.Kind == kind {

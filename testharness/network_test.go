@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -55,7 +56,7 @@ func virtual(d time.Duration) { <-time.After(d) }
 // inBubble runs a test of a network in virtual time.
 func inBubble(t *testing.T, f func(t *testing.T, n *th.Network)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) { f(t, th.NewNetwork(1)) })
+	bubble.Test(t, func(t *testing.T) { f(t, th.NewNetwork(1)) })
 }
 
 func TestBytesCrossAPerfectNetwork(t *testing.T) {

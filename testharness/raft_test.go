@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/raftnode"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/nornicdb/replication/transport"
@@ -189,7 +189,7 @@ func TestRaftClusterThroughAsymmetricPartitions(t *testing.T) {
 }
 
 func TestRaftClusterLosesNothingThroughCrashes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := th.NewNetwork(7)
 		c := newRaftCluster(t, n, 7)
 		n.SetDefaultFaults(th.Faults{Latency: time.Millisecond, Jitter: time.Millisecond})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -328,8 +329,8 @@ func slow(commit func() error) error {
 // TestScenario_Standalone_Latency: a storage that takes a second for each
 // transaction, in virtual time.
 func TestScenario_Standalone_Latency(t *testing.T) {
-	t.Run("Deadlines", func(t *testing.T) { synctest.Test(t, deadlinesWhileSlow) })
-	t.Run("Shutdown", func(t *testing.T) { synctest.Test(t, shutdownWhileSlow) })
+	t.Run("Deadlines", func(t *testing.T) { bubble.Test(t, deadlinesWhileSlow) })
+	t.Run("Shutdown", func(t *testing.T) { bubble.Test(t, shutdownWhileSlow) })
 }
 
 func deadlinesWhileSlow(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -89,7 +90,7 @@ func TestSnapshotIsThereWhenCloseHasReturned(t *testing.T) {
 }
 
 func TestSnapshotMeetsTheDisksFaults(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := th.NewDisk(1)
 		s := d.OpenSnapshots(3)
 		for want, f := range map[error]th.DiskFaults{syscall.EIO: {Fail: 1}, syscall.ENOSPC: {Full: true}} {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/fsm/boltgraph"
+	"github.com/nornicdb/replication/internal/bubble"
 	th "github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
@@ -157,7 +158,7 @@ func TestAbilitiesAreThoseOfTheInnerStorage(t *testing.T) {
 }
 
 func TestStorageFailsAndHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d, g := th.NewDisk(1), graph(t)
 		s := d.NewStorage(g).Open()
 		require.NoError(t, step(s, 1))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -185,7 +186,7 @@ func (p pipeNet) dial() net.Conn {
 // TestPlainRequestsAreBoundedByBytes: those that wait for their turn cost no
 // more memory than one largest frame, and the one being handled.
 func TestPlainRequestsAreBoundedByBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := newTransport(t, "s", func(o *Options) { o.MaxFrameSize = 256 << 10 })
 		release := make(chan struct{})
 		server.Handle(replication.MsgHeartbeat, func(context.Context, *replication.Request) (any, error) {
@@ -229,7 +230,7 @@ func TestLargeFrameHasTimeOnASlowLine(t *testing.T) {
 		served         bool
 	}{"slow": {80 << 10, true}, "too slow": {40 << 10, false}} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				server := newTransport(t, "s", func(o *Options) { o.FrameTimeout, o.HandshakeTimeout = 2*time.Second, time.Second })
 				server.Handle(replication.MsgHeartbeat, func(context.Context, *replication.Request) (any, error) { return 1, nil })
 				c := pipeServer(t, server).dial()
@@ -341,36 +342,32 @@ func TestLastHandleEndsADialUnderWay(t *testing.T) {
 
 // TestPeerThatHangsUpIsNotDialledWithoutPause: it accepts, greets, and closes.
 func TestPeerThatHangsUpIsNotDialledWithoutPause(t *testing.T) {
-	server := newTransport(t, "s", nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	accepted, done := new(atomic.Int64), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
+	bubble.Test(t, func(t *testing.T) {
+		server, dials := newTransport(t, "s", nil), new(atomic.Int64)
+		dialer := newTransport(t, "d", func(o *Options) {
+			o.Dial = func(context.Context, string) (net.Conn, error) {
+				dials.Add(1)
+				mine, theirs := net.Pipe()
+				go func() {
+					if _, err := readFrame(bufio.NewReader(theirs), 1<<20); err == nil {
+						_ = server.writeHello(theirs, replication.MsgHelloResponse, server.hello(replication.StreamRPC))
+					}
+					_ = theirs.Close()
+				}()
+				return mine, nil
 			}
-			accepted.Add(1)
-			if _, err := readFrame(bufio.NewReader(c), 1<<20); err == nil {
-				_ = server.writeHello(c, replication.MsgHelloResponse, server.hello(replication.StreamRPC))
-			}
-			_ = c.Close()
+		})
+		c := connect(t, dialer, "s:7688")
+		ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+		defer cancel()
+		for ctx.Err() == nil {
+			require.Error(t, c.Call(ctx, replication.MsgFetch, nil, nil))
+			<-time.After(time.Millisecond)
 		}
-	}()
-	dialer := newTransport(t, "d", nil)
-	c := connect(t, dialer, l.Addr().String())
-	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
-	defer cancel()
-	for ctx.Err() == nil {
-		require.Error(t, c.Call(ctx, replication.MsgFetch, nil, nil))
-	}
-	require.NoError(t, l.Close())
-	<-done
-	// Waits of at least 25, 50, 100 and 200 ms lie between the dials.
-	require.LessOrEqual(t, accepted.Load(), int64(5))
-	require.GreaterOrEqual(t, accepted.Load(), int64(2))
+		// Waits of at least 25, 50, 100 and 200 ms lie between the dials.
+		require.LessOrEqual(t, dials.Load(), int64(5))
+		require.GreaterOrEqual(t, dials.Load(), int64(4))
+	})
 }
 
 func TestConnectionsAreBounded(t *testing.T) {

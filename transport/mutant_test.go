@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/nornicdb/replication/testharness"
 	"github.com/nornicdb/replication/transport"
 	"github.com/stretchr/testify/require"
@@ -18,7 +18,7 @@ import (
 // corruptedCalls makes calls over a link that flips bits, and counts the ones
 // whose content came through changed: the number must be zero.
 func corruptedCalls(t *testing.T, seed uint64, change func(*transport.Options)) (done, changed int) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := testharness.NewNetwork(seed)
 		open := func(id string) *transport.Transport {
 			h := n.Host(id)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -37,7 +38,7 @@ func (s *memoryStorage) ApplyCommand(c *replication.Command) error {
 }
 
 func TestFeedAppliesWhatIsAllowed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		store := newCrashStore()
 		store.gate = make(chan struct{})
 		log := openLog(t, store, LogOptions{})
@@ -96,7 +97,7 @@ func TestFeedAppliesWhatIsAllowed(t *testing.T) {
 
 // A Storage that waits for its disk holds Pause up, and nothing else: time goes on.
 func TestFeedPauseWaitsForTheStorage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		log := openLog(t, newCrashStore(), LogOptions{})
 		storage := &memoryStorage{hang: make(chan struct{})}
 		applier, err := replication.NewStorageApplier(storage)
@@ -127,7 +128,7 @@ func TestFeedPauseWaitsForTheStorage(t *testing.T) {
 // An entry that may be applied before the disk has it is applied when the disk has
 // it, whenever that happens: also while the feed decides that there is nothing to do.
 func TestFeedMissesNoSync(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		log := openLog(t, newCrashStore(), LogOptions{})
 		applier, err := replication.NewStorageApplier(new(memoryStorage))
 		require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -130,7 +131,7 @@ func requireSameLog(t testing.TB, want, got *Log) {
 // acknowledged that the receiver could lose.
 func TestStreamOverAFaultyNetwork(t *testing.T) {
 	for _, received := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			for seed := range uint64(8) {
 				src := openLog(t, newCrashStore(), LogOptions{CacheEntries: 50})
 				store := newCrashStore()
@@ -177,7 +178,7 @@ func TestStreamOverAFaultyNetwork(t *testing.T) {
 // While the peer stalls, no more than the window is in memory; a batch that waits
 // to be filled goes out when its time is over.
 func TestBackPressureAndFilling(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		src := openLog(t, newCrashStore(), LogOptions{})
 		dst := openLog(t, newCrashStore(), LogOptions{})
 		to := NewApplier(dst, ApplierOptions{})
@@ -211,7 +212,7 @@ func TestBackPressureAndFilling(t *testing.T) {
 }
 
 func TestStreamEndsWhereGoingOnMakesNoSense(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		src := openLog(t, newCrashStore(), LogOptions{})
 		appendN(t, src, e1, 20)
 		require.NoError(t, src.Compact(Retention{Applied: 20, MaxEntries: 5, MaxBytes: 1 << 30}))

@@ -9,10 +9,10 @@ import (
 	"net/http"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -80,7 +80,7 @@ func TestBenchSaysWhatIsWrong(t *testing.T) {
 
 // TestBenchOfNobodyEnds: the time of one write is all that it waits for the first.
 func TestBenchOfNobodyEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		start := time.Now()
 		_, err := measure(t.Context(), &benchOptions{writers: 1, size: 1, keys: 1, duration: time.Second}, deafTarget{})
 		require.ErrorIs(t, err, context.DeadlineExceeded)

@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"runtime"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -32,7 +32,7 @@ func (s *soonReady) TransferLeadership(context.Context, string) error {
 // A primary that is stopped just when its standby is to be admitted waits for that,
 // and no longer than it has time; what is not known to have failed is not repeated.
 func TestHandOverWaitsForAStandbyThatIsNearlyReady(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), handOverTimeout)
 		defer cancel()
 		soon := &soonReady{ready: 3}
@@ -67,7 +67,7 @@ func (p *hangingPrimary) Shutdown() error {
 // A node is gone ten seconds after it was told to stop, whatever hangs: the wait for
 // the standby is part of them.
 func TestStoppingTakesTenSecondsAtMost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		p := &hangingPrimary{soonReady: soonReady{ready: 1 << 30}, disk: make(chan struct{})}
 		defer close(p.disk)
 		start := time.Now()

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -59,7 +59,7 @@ func TestOutcomeOfAWriteThatIsTriedAgain(t *testing.T) {
 		"the same, after one that was lost": {"r", []error{lost, replication.ErrNotReady, nil}, []error{replication.ErrUnknownOutcome}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				never := make(chan struct{})
 				r := Retry{Changed: func() <-chan struct{} { return never }, Life: t.Context(),
 					Final: func(err error) bool { return errors.Is(err, replication.ErrNotReady) }}
@@ -84,7 +84,7 @@ func TestOutcomeOfAWriteThatIsTriedAgain(t *testing.T) {
 // The position of a write that is in the log but not confirmed is worth more to
 // the caller than the later word that an answer was lost.
 func TestErrorThatNamesThePositionIsKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		never := make(chan struct{})
 		r := Retry{Changed: func() <-chan struct{} { return never }, Life: t.Context()}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -98,7 +98,7 @@ func TestErrorThatNamesThePositionIsKept(t *testing.T) {
 }
 
 func TestNodeThatClosesLeavesTheOutcomeOfALostTryOpen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		life, end := context.WithCancel(t.Context())
 		never := make(chan struct{})
 		r := Retry{Changed: func() <-chan struct{} { return never }, Life: life}
