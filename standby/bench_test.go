@@ -3,6 +3,7 @@ package standby_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,7 +46,10 @@ var atLeast = map[replication.SyncMode]map[int]float64{
 // as many entries in as large groups in a log store of the same kind. The standby
 // is a process of its own, as it always is where it is used: two nodes in one
 // process take each other's place in Go's scheduler, which gives the place of a
-// goroutine that syncs a file to others late or not at all.
+// goroutine that syncs a file to others late or not at all. Both still share this
+// machine's processors and disk, so two sides tell what that costs: x_alone is the
+// ratio while the standby stands still, and together-us what StoreLogs takes when
+// two stores of this disk do it at once.
 func BenchmarkApply(b *testing.B) {
 	for _, mode := range syncModes {
 		for _, writers := range []int{1, 16, 64, 256} {
@@ -84,11 +88,14 @@ func compareApply(b *testing.B, p *benchPair, plain *countedStore, mode replicat
 	ratio := median(ratios)
 	slices.Sort(latencies)
 	quantile := func(q float64) float64 { return float64(latencies[int(q*float64(len(latencies)-1))].Microseconds()) }
-	figures := []struct {
-		unit  string
-		value float64
-	}{{"writes/s", median(ours)}, {"StoreLogs/s", median(theirs)}, {"x_StoreLogs", ratio}, {"entries/sync", median(groups)},
+	figures := []figure{{"writes/s", median(ours)}, {"StoreLogs/s", median(theirs)}, {"x_StoreLogs", ratio}, {"entries/sync", median(groups)},
 		{"cpu-us/write", median(cpu)}, {"p50-us", quantile(0.5)}, {"p99-us", quantile(0.99)}}
+	if mode == replication.SyncAsync {
+		figures = append(figures, figure{"x_alone", applyAlone(b, p, writers) / median(theirs)})
+	}
+	if writers == 1 {
+		figures = append(figures, figure{"together-us", float64(storeTogether(b, plain).Microseconds())})
+	}
 	said := "load " + loadOfMachine()
 	for _, f := range figures {
 		b.ReportMetric(f.value, f.unit)
@@ -105,6 +112,36 @@ func compareApply(b *testing.B, p *benchPair, plain *countedStore, mode replicat
 			b.Errorf("a write takes %v, wanted no more than %v, two StoreLogs and a round trip", took, limit)
 		}
 	}
+}
+
+type figure struct {
+	unit  string
+	value float64
+}
+
+// applyAlone is how many writes a second the primary takes while the standby's
+// process stands still.
+func applyAlone(b *testing.B, p *benchPair, writers int) float64 {
+	require.NoError(b, p.child.Signal(syscall.SIGSTOP))
+	defer func() { require.NoError(b, p.child.Signal(syscall.SIGCONT)) }()
+	var rates []float64
+	for range 3 {
+		rate, _ := load(b, writers, benchSlice, p.apply)
+		rates = append(rates, rate)
+	}
+	return median(rates)
+}
+
+// storeTogether is how long storing an entry takes while another store of this
+// disk stores one too: the time until both have.
+func storeTogether(b *testing.B, plain *countedStore) time.Duration {
+	other := openCounted(b, b.TempDir())
+	_, took := load(b, 1, benchSlice, func(int64) error {
+		second := make(chan error, 1)
+		go func() { second <- other.storeMore(1, commandBytes) }()
+		return errors.Join(plain.storeMore(1, commandBytes), <-second)
+	})
+	return median(took)
 }
 
 // cpuTime is the processor time that this process has used.
