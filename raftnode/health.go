@@ -85,8 +85,11 @@ func (n *Node) judge(h *replication.HealthStatus) {
 	if err := n.logs.broken(); err != nil {
 		bad("log_failed", "the log lost its tail to a failed write; restart the node: %v", err)
 	}
-	if n.rtrans.hung.Load() {
+	if n.logs.stuckFor() > n.cfg.Raft.ElectionTimeout {
 		bad("disk_hung", "a call of the log store has not returned for %s", n.logs.stuckFor().Round(time.Millisecond))
+	}
+	if stuck, hangs := n.storageHangs(); hangs {
+		bad("storage_hung", "a call of the storage has not returned for %s", stuck.Round(time.Millisecond))
 	}
 	switch {
 	case h.LeaderID == "" && n.removed() != "":

@@ -38,37 +38,46 @@ func (n *Node) loop(observations <-chan raft.Observation) {
 	}
 }
 
-// spawnHangWatch watches the log store; the function it returns ends it.
+// spawnHangWatch watches the log store and the storage; the function it returns
+// ends it.
 func (n *Node) spawnHangWatch() (stop func()) {
 	ctx, cancel := context.WithCancel(n.ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		tick := time.NewTicker(max(n.cfg.Raft.ElectionTimeout/8, 5*time.Millisecond))
 		defer tick.Stop()
+		leave := time.NewTicker(4 * n.cfg.Raft.ElectionTimeout) // longer than an attempt takes
+		defer leave.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				n.setHung(n.logs.stuckFor() > n.cfg.Raft.ElectionTimeout && !n.opts.mutant.hungLeads)
+				n.setHung(n.hung())
+			case <-leave.C:
+				// Not in housekeeping, whose takeOffice waits for the storage.
+				if _, hangs := n.storageHangs(); hangs && n.raft.State() == raft.Leader && n.transport != nil {
+					wg.Go(n.leaveHungStorage)
+				}
 			}
 		}
 	})
 	return func() { cancel(); wg.Wait() }
 }
 
-// setHung withholds or lets go Raft traffic: a node whose disk hangs must not
-// keep the others from electing a leader that can work.
-func (n *Node) setHung(hung bool) {
+// setHung withholds or lets go Raft traffic: a node in which something hangs must
+// not keep the others from electing a leader that can work.
+func (n *Node) setHung(what string) {
+	hung := what != ""
 	if n.rtrans.hung.Swap(hung) == hung {
 		return
 	}
 	if hung {
-		n.rt.Logger.Error("the log store hangs; Raft traffic is withheld until it answers")
-		n.publish(replication.Event{Type: replication.EventDegraded, Detail: "log store hangs"})
+		n.rt.Logger.Error("the " + what + " hangs; Raft traffic is withheld until it answers")
+		n.publish(replication.Event{Type: replication.EventDegraded, Detail: what + " hangs"})
 	} else {
-		n.rt.Logger.Warn("the log store answers again")
-		n.publish(replication.Event{Type: replication.EventRestored, Detail: "log store answers"})
+		n.rt.Logger.Warn("what hung answers again")
+		n.publish(replication.Event{Type: replication.EventRestored, Detail: "what hung answers"})
 	}
 	if n.layer != nil {
 		if hung {

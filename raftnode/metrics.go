@@ -5,8 +5,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/hashicorp/raft"
-	"github.com/nornicdb/replication/fsm"
 	"github.com/nornicdb/replication/internal/report"
 )
 
@@ -43,27 +41,4 @@ func (n *Node) countFailover(leader string) {
 		report.Failover()
 	}
 	n.lastLeader = leader
-}
-
-// countedFSM counts the snapshots that are taken.
-type countedFSM struct{ *fsm.FSM }
-
-// Snapshot implements raft.FSM.
-func (f *countedFSM) Snapshot() (raft.FSMSnapshot, error) {
-	snap, err := f.FSM.Snapshot()
-	if err != nil {
-		return nil, err
-	}
-	return countedSnapshot{snap}, nil
-}
-
-type countedSnapshot struct{ raft.FSMSnapshot }
-
-// Persist implements raft.FSMSnapshot.
-func (s countedSnapshot) Persist(sink raft.SnapshotSink) error {
-	err := s.FSMSnapshot.Persist(sink)
-	if err == nil {
-		report.Snapshot("taken")
-	}
-	return err
 }

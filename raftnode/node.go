@@ -42,6 +42,7 @@ type Node struct {
 	snaps     raft.SnapshotStore
 	layer     *transport.StreamLayer
 	rtrans    *observedTransport
+	machine   *machine
 	raft      *raft.Raft
 	submit    *submitter
 	reads     *readRounds // of the leader
@@ -57,6 +58,7 @@ type Node struct {
 	readyTerm  atomic.Uint64
 	office     chan struct{} // holds takeOffice's one run; no mutex, as it waits for Raft
 	recording  chan struct{} // holds the one opaque command whose effects are on their way
+	withhold   atomic.Bool   // this node hung in its storage and could not hand leadership on
 	progress   lagTracker
 	gauges     report.Gauges          // housekeeping alone
 	lastLeader string                 // loop alone: who led last
@@ -380,7 +382,7 @@ func (n *Node) tearDown() error {
 }
 
 // stopRaft stops hashicorp/raft. Its main loop cannot stop while a call of the
-// log store hangs; then the rest stays open too, as Raft may still use it.
+// log store or the storage hangs; then the rest stays open too, as Raft may still use it.
 func (n *Node) stopRaft() error {
 	n.raft.DeregisterObserver(n.observer)
 	future := n.raft.Shutdown()
@@ -392,7 +394,7 @@ func (n *Node) stopRaft() error {
 	case err := <-result:
 		return err
 	case <-timer.C:
-		return fmt.Errorf("%w: Raft did not stop within %s: the log store hangs", replication.ErrTimeout, stopTimeout)
+		return fmt.Errorf("%w: Raft did not stop within %s: the log store or the storage hangs", replication.ErrTimeout, stopTimeout)
 	}
 }
 

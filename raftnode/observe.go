@@ -12,7 +12,7 @@ import (
 )
 
 // errHung: this node's disk hangs, so it must not seem alive.
-var errHung = errors.New("the log store hangs: Raft traffic is withheld")
+var errHung = errors.New("this node hangs: Raft traffic is withheld")
 
 // errRefusing: this node could not store what it would have to as a leader.
 var errRefusing = errors.New("the log store took nothing lately: no vote is asked for")
@@ -21,7 +21,7 @@ var errRefusing = errors.New("the log store took nothing lately: no vote is aske
 // notes how far each follower's log reaches. It numbers rounds, so that a
 // reader knows of an AppendEntries that was *sent after* it asked and answered
 // in the same term: hashicorp/raft's VerifyLeader also counts answers to
-// heartbeats sent before. It withholds traffic while the log store hangs. And it
+// heartbeats sent before. It withholds traffic while the node hangs. And it
 // corrects what comes in, see incoming.
 type observedTransport struct {
 	raft.Transport

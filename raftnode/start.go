@@ -344,8 +344,8 @@ func (n *Node) run(cfg *raft.Config) error {
 			return fmt.Errorf("storage: %w", err)
 		}
 	}
-	machine := &countedFSM{fsm.New(n.storage, n.applier, n.fsmOptions())}
-	r, err := raft.NewRaft(cfg, machine, n.logs, n.logs, n.snaps, n.rtrans)
+	n.machine = &machine{FSM: fsm.New(n.storage, n.applier, n.fsmOptions())}
+	r, err := raft.NewRaft(cfg, n.machine, n.logs, n.logs, n.snaps, n.rtrans)
 	if err != nil {
 		return fmt.Errorf("starting Raft: %w", err)
 	}

@@ -22,7 +22,7 @@ type streamConn struct {
 func (s *streamConn) Read(p []byte) (int, error) { return s.r.Read(p) }
 
 // errSuspended: the node's disk hangs, so it must not act as if it were well.
-var errSuspended = errors.New("raft streams are suspended while the log store hangs")
+var errSuspended = errors.New("raft streams are suspended while the node hangs")
 
 // StreamLayer is a raft.StreamLayer over a Transport: Raft's streams share the
 // cluster port. hashicorp/raft's NetworkTransport waits in Accept and in reads
