@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,58 +13,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// gate holds the transactions of a storage while it is shut.
-type gate struct {
-	mu   sync.Mutex
-	open chan struct{} // nil: it is open
-}
-
-func (g *gate) shut() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.open = make(chan struct{})
-}
-
-func (g *gate) lift() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.open != nil {
-		close(g.open)
-		g.open = nil
-	}
-}
-
-func (g *gate) pass() {
-	g.mu.Lock()
-	open := g.open
-	g.mu.Unlock()
-	if open != nil {
-		<-open
-	}
-}
-
-type gatedStorage struct {
-	replication.TxStorage
-	replication.StorageSnapshotter
-	gate *gate
-}
-
-func (s gatedStorage) Update(fn func(replication.Tx) error) error {
-	s.gate.pass()
-	return s.TxStorage.Update(fn)
-}
-
 // gatedCluster is three nodes of which each one's storage can be made to hang.
-func gatedCluster(t *testing.T) (*th.Cluster, map[*th.Member]*gate) {
-	gates := make(map[*th.Member]*gate)
+func gatedCluster(t *testing.T) (*th.Cluster, map[*th.Member]*th.Gate) {
+	gates := make(map[*th.Member]*th.Gate)
 	cfg := th.RaftConfig(1)
 	cfg.Wrap = func(m *th.Member, s replication.TxStorage) replication.Storage {
-		return gatedStorage{s, s.(replication.StorageSnapshotter), gates[m]}
+		return gates[m].Guard(s)
 	}
 	c := th.NewCluster(t, cfg)
 	for _, m := range c.Members {
-		gates[m] = new(gate)
-		t.Cleanup(gates[m].lift)
+		gates[m] = new(th.Gate)
+		t.Cleanup(gates[m].Lift)
 	}
 	c.StartAll(t.Context())
 	return c, gates
@@ -83,7 +41,7 @@ func TestHungStorageDoesNotKeepLeadership(t *testing.T) {
 				apply(t, old, putNode(t, "before", 1))
 				timeout := old.Config.Raft.ElectionTimeout
 
-				gates[old].shut()
+				gates[old].Shut()
 				start, writes := time.Now(), 0
 				for old.Health().IsLeader && time.Since(start) < 30*timeout {
 					err := old.Replicator().Apply(putNode(t, fmt.Sprint(writes), 1), each)
@@ -97,7 +55,7 @@ func TestHungStorageDoesNotKeepLeadership(t *testing.T) {
 				require.Contains(t, strings.Join(old.Health().Reasons, "; "), "a call of the storage has not returned")
 				apply(t, next, putNode(t, "after", 1))
 
-				gates[old].lift()
+				gates[old].Lift()
 				apply(t, old, putNode(t, "lifted", 1))
 				stats, _ := c.WaitSame(time.Minute)
 				require.LessOrEqual(t, stats.Nodes, 3+writes, "what was not proposed is nowhere")
@@ -116,14 +74,14 @@ func TestSlowCommandKeepsItsLeader(t *testing.T) {
 		apply(t, leader, putNode(t, "before", 1))
 		term := leader.Health().Term
 		for _, g := range gates {
-			g.shut()
+			g.Shut()
 		}
 		require.ErrorIs(t, leader.Replicator().Apply(putNode(t, "slow", 1), 100*leader.Config.Raft.ElectionTimeout), replication.ErrUnknownOutcome)
 		for _, m := range c.Members {
 			require.Equal(t, "storage_hung", m.Health().State)
 		}
 		for _, g := range gates {
-			g.lift()
+			g.Lift()
 		}
 		apply(t, leader, putNode(t, "after", 1))
 		require.True(t, leader.Replicator().IsLeader())

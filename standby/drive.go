@@ -51,6 +51,9 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	before := n.machine
 	next, actions := n.machine.step(ev)
 	n.machine = next
+	if before.role == RolePrimary && next.role != RolePrimary { // what is to be done may take long
+		n.look(before.role)
+	}
 	var r reply
 	for _, a := range actions {
 		if err := n.perform(a, &r); err != nil {

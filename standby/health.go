@@ -95,6 +95,9 @@ func (n *Node) judge(h *replication.HealthStatus, m *machine) {
 	if n.diskHung() {
 		bad("disk_hung", "a write to the log has not returned for %s", n.log.HungFor().Round(time.Millisecond))
 	}
+	if n.storageHung() {
+		bad("storage_hung", "a call of the storage has not returned for %s", n.feed.HungFor().Round(time.Millisecond))
+	}
 	switch m.role {
 	case RolePrimary:
 		if !m.leased(n.now()) {

@@ -151,7 +151,7 @@ func (n *Node) notLeader() error {
 
 // IsLeader implements replication.Replicator.
 func (n *Node) IsLeader() bool {
-	if n.running() != nil || n.applier.Failure() != nil || n.diskHung() {
+	if n.running() != nil || n.applier.Failure() != nil || n.useless() {
 		return false
 	}
 	m := n.view()

@@ -173,8 +173,8 @@ func (n *Node) peerState(ctx context.Context, which int) (*Peer, error) {
 // beat sends a heartbeat and takes in the answer; follows: the standby follows.
 // ctx bounds the wait for steps alone: to give an answer up costs the connection.
 func (n *Node) beat(ctx context.Context) (follows bool, err error) {
-	if n.diskHung() {
-		return false, fmt.Errorf("%w: the disk hangs", replication.ErrNotReady)
+	if n.useless() {
+		return false, fmt.Errorf("%w: the disk or the storage hangs", replication.ErrNotReady)
 	}
 	if err := n.role.RLock(ctx); err != nil {
 		return false, err
@@ -216,9 +216,23 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 	return resp.Follows, nil
 }
 
-// diskHung: a sync of the log lasts so long that this node is of no use as
-// primary. It sends no heartbeat then, so that the other can take over.
+// useless: something hangs, so that this node is of no use as primary. It sends no
+// heartbeat then, so that the other can take over. A call of the Storage can be a
+// command that takes long on either node; it is this node that hangs where an
+// admitted standby has applied what hangs here.
+func (n *Node) useless() bool {
+	if n.diskHung() {
+		return true
+	}
+	m := n.view()
+	return n.storageHung() && m.stored.PeerAdmitted && m.peer.Applied > n.applier.Position()
+}
+
+// diskHung: a sync of the log lasts too long.
 func (n *Node) diskHung() bool { return n.log.HungFor() > n.cfg.HA.FailoverTimeout/3 }
+
+// storageHung: so does a call of the Storage.
+func (n *Node) storageHung() bool { return n.feed.HungFor() > n.cfg.HA.FailoverTimeout }
 
 // ensureStream streams to a standby that follows the epoch. One that has less than
 // it had received (it died before it had written that) is asked where it stands: a

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/nornicdb/replication"
 )
@@ -32,6 +33,7 @@ type Feed struct {
 	mu      sync.Mutex
 	commit  uint64
 	paused  bool
+	began   time.Time // of the Storage's call under way; zero: none is
 	waiters map[uint64]chan replication.Result
 	err     error // sticky
 }
@@ -192,7 +194,9 @@ func (f *Feed) step() (more bool, err error) {
 		groups[i] = e.Group
 		batch[i] = replication.Entry{Position: e.Position, Groups: groups[i : i+1 : i+1]}
 	}
+	f.setBegan(time.Now())
 	results, err := f.applier.Apply(batch)
+	f.setBegan(time.Time{})
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range results {
@@ -203,6 +207,22 @@ func (f *Feed) step() (more bool, err error) {
 		}
 	}
 	return err == nil, err
+}
+
+func (f *Feed) setBegan(t time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.began = t
+}
+
+// HungFor is for how long the Storage's call under way has lasted; 0 where none is.
+func (f *Feed) HungFor() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.began.IsZero() {
+		return 0
+	}
+	return time.Since(f.began)
 }
 
 // fail ends the feed: what the Storage holds is not known any more.

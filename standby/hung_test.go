@@ -1,0 +1,82 @@
+package standby_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/internal/bubble"
+	th "github.com/nornicdb/replication/testharness"
+	"github.com/stretchr/testify/require"
+)
+
+// gatedPair is a pair of which each one's storage can be made to hang.
+func gatedPair(t *testing.T, mode pairMode) (c *th.Cluster, gates map[*th.Member]*th.Gate) {
+	gates = make(map[*th.Member]*th.Gate)
+	cfg := pairConfig(mode)
+	cfg.Wrap = func(m *th.Member, s replication.TxStorage) replication.Storage { return gates[m].Guard(s) }
+	c = th.NewCluster(t, cfg)
+	for _, m := range c.Members {
+		gates[m] = new(th.Gate)
+		t.Cleanup(gates[m].Lift)
+	}
+	c.StartAll(t.Context())
+	require.NoError(t, waitAdmitted(c, time.Minute))
+	return c, gates
+}
+
+// TestHungStorageDoesNotKeepItsPart: a primary whose storage hangs on what the
+// standby has applied is replaced, is no leader for anybody meanwhile, and comes
+// back.
+func TestHungStorageDoesNotKeepItsPart(t *testing.T) {
+	for _, mode := range pairModes {
+		t.Run(mode.String(), func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
+				c, gates := gatedPair(t, mode)
+				old, other := c.Members[0], c.Members[1]
+				require.NoError(t, old.Replicator().Apply(putNode(t, "before", 1), time.Minute))
+				gates[old].Shut()
+				failover := old.Config.HA.FailoverTimeout
+				require.ErrorIs(t, old.Replicator().Apply(putNode(t, "hung", 1), failover/2), replication.ErrUnknownOutcome)
+				start := time.Now()
+				c.Eventually(5*failover, "the other is primary", func() bool { return other.Health().IsLeader })
+				t.Logf("after %v, at a failover timeout of %v", time.Since(start), failover)
+				c.Eventually(failover, "the old one is not", func() bool { return !old.Health().IsLeader && old.Health().Role != "primary" })
+				require.Contains(t, old.Health().Reasons[0], "a call of the storage has not returned")
+				_, err := old.Replicator().(replication.ConsistentReader).ReadBarrier(timeout(t, failover), replication.ConsistencyQuorum)
+				require.Error(t, err)
+
+				gates[old].Lift()
+				require.NoError(t, waitAdmitted(c, time.Minute))
+				require.NoError(t, other.Replicator().Apply(putNode(t, "after", 1), time.Minute))
+				stats, _ := c.WaitSame(time.Minute)
+				require.Equal(t, 3, stats.Nodes)
+				require.Same(t, other, primaryOf(c))
+			})
+		})
+	}
+}
+
+// TestSlowCommandKeepsItsPrimary: what takes as long on both is no reason for a
+// failover.
+func TestSlowCommandKeepsItsPrimary(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, gates := gatedPair(t, pairMode{replication.SyncSemi, "availability"})
+		old := c.Members[0]
+		for _, g := range gates {
+			g.Shut()
+		}
+		require.ErrorIs(t, old.Replicator().Apply(putNode(t, "slow", 1), 10*old.Config.HA.FailoverTimeout), replication.ErrUnknownOutcome)
+		for _, m := range c.Members {
+			require.Equal(t, "storage_hung", m.Health().State)
+		}
+		require.True(t, old.Health().IsLeader)
+		epoch := old.Health().Term
+		for _, g := range gates {
+			g.Lift()
+		}
+		require.NoError(t, old.Replicator().Apply(putNode(t, "after", 1), time.Minute))
+		require.Equal(t, epoch, old.Health().Term)
+		c.WaitSame(time.Minute)
+	})
+}
