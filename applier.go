@@ -74,7 +74,8 @@ type StorageApplier struct {
 	wishes   wishHolder // written under mu
 
 	// mu serializes writers of the storage and guards the fields below.
-	mu sync.Mutex
+	mu    sync.Mutex
+	begun begun
 
 	// state guards the fields below beside mu: they are written under both, so
 	// that nobody who asks for them waits for a transaction.
@@ -121,8 +122,12 @@ func (a *StorageApplier) Reload() error {
 		outcomes := newOutcomeTable()
 		var id Identity
 		var wishes wishTable
+		var part begun
 		err := a.tx.View(func(m Meta) error {
 			var err error
+			if part, err = readBegun(m); err != nil {
+				return err
+			}
 			if id, err = readIdentity(m); err != nil {
 				return err
 			}
@@ -137,6 +142,7 @@ func (a *StorageApplier) Reload() error {
 		a.setOutcomes(outcomes)
 		a.setIdentity(id)
 		a.wishes.set(wishes)
+		a.begun = part
 	}
 	a.setFailed(nil)
 	a.progress.reset(pos)
@@ -221,7 +227,7 @@ func (a *StorageApplier) Found(id Identity) error {
 	}
 	if a.tx != nil {
 		err := a.tx.Update(func(tx Tx) error {
-			if err := writeIdentity(tx, id); err != nil {
+			if err := a.belong(tx, id); err != nil {
 				return err
 			}
 			return tx.SetWALPosition(id.Base)
@@ -232,9 +238,20 @@ func (a *StorageApplier) Found(id Identity) error {
 	} else if err := a.storage.SetWALPosition(id.Base); err != nil {
 		return fmt.Errorf("founding: %w", err)
 	}
+	a.begun = begun{}
 	a.setIdentity(id)
 	a.progress.advance(id.Base)
 	return nil
+}
+
+// belong writes another identity. An entry that was begun is one of the old log.
+func (a *StorageApplier) belong(tx Tx, id Identity) error {
+	if a.begun.entry != 0 {
+		if err := tx.SetMeta(metaBegun, nil); err != nil {
+			return err
+		}
+	}
+	return writeIdentity(tx, id)
 }
 
 // Adopt sets the identity without writing it: for a storage without metadata
@@ -254,9 +271,10 @@ func (a *StorageApplier) Leave() error {
 		return nil
 	}
 	if a.tx != nil {
-		if err := a.tx.Update(func(tx Tx) error { return writeIdentity(tx, Identity{}) }); err != nil {
+		if err := a.tx.Update(func(tx Tx) error { return a.belong(tx, Identity{}) }); err != nil {
 			return fmt.Errorf("leaving the history: %w", err)
 		}
+		a.begun = begun{}
 	}
 	a.setIdentity(Identity{})
 	return nil

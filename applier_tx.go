@@ -2,7 +2,6 @@ package replication
 
 import (
 	"errors"
-	"fmt"
 )
 
 // maxRerunsBeforeSplit bounds how often a transaction is run again because a
@@ -16,7 +15,8 @@ var errRollback = errors.New("group rolled back")
 type txRun struct {
 	a        *StorageApplier
 	entries  []Entry
-	rejected map[groupKey]error // groups that failed past their first command
+	only     *int               // the one group of the one entry that it applies; nil: all
+	rejected map[groupKey]error // groups that are left out, and why
 	outcomes *outcomeRun
 	identity Identity
 	wishes   wishTable
@@ -27,18 +27,21 @@ type groupKey struct{ entry, group int }
 
 // applyTx applies entries in as few transactions as it can. a.mu is held.
 func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Result, error) {
+	if len(entries) > 0 && a.begun.entry != 0 { // by a process that ended within it
+		first, err := a.applyParts(entries[0])
+		if err != nil {
+			return results, err
+		}
+		entries, results = entries[1:], append(results, first)
+	}
 	if len(entries) == 0 {
 		return results, nil
 	}
 	rejected := make(map[groupKey]error)
 	for {
-		run := &txRun{a: a, entries: entries, rejected: rejected, identity: a.identity}
-		err := a.tx.Update(run.do)
+		run := &txRun{a: a, entries: entries, rejected: rejected}
+		err := a.transact(run, a.tx.Update)
 		if err == nil {
-			a.commit(run.outcomes)
-			a.setIdentity(run.identity)
-			a.wishes.set(run.wishes)
-			a.progress.advance(entries[len(entries)-1].Position)
 			return append(results, run.results...), nil
 		}
 		tooLarge := errors.Is(err, ErrTxTooLarge)
@@ -54,10 +57,31 @@ func (a *StorageApplier) applyTx(entries []Entry, results [][]Result) ([][]Resul
 			return a.applyTx(entries[half:], results)
 		}
 		if tooLarge {
-			return results, fmt.Errorf("entry %d alone: %w", entries[0].Position, err)
+			parts, err := a.applyParts(entries[0])
+			if err != nil {
+				return results, err
+			}
+			return append(results, parts), nil
 		}
 	}
 }
+
+// transact runs a transaction and takes over what it did.
+func (a *StorageApplier) transact(run *txRun, update func(func(Tx) error) error) error {
+	if err := update(run.do); err != nil {
+		return err
+	}
+	a.commit(run.outcomes)
+	a.setIdentity(run.identity)
+	a.wishes.set(run.wishes)
+	if last := run.entries[len(run.entries)-1]; run.completes(&last) {
+		a.progress.advance(last.Position)
+	}
+	return nil
+}
+
+// completes says whether the entry is done with this transaction.
+func (r *txRun) completes(e *Entry) bool { return r.only == nil || *r.only >= len(e.Groups)-1 }
 
 func (r *txRun) do(tx Tx) error {
 	r.outcomes = newOutcomeRun(r.a.outcomes, tx)
@@ -74,6 +98,9 @@ func (r *txRun) do(tx Tx) error {
 		n := len(e.Groups)
 		r.results[ei], all = all[:n:n], all[n:]
 		for gi := range e.Groups {
+			if r.only != nil && *r.only != gi {
+				continue
+			}
 			res, err := r.group(tx, groupKey{ei, gi}, before)
 			if err != nil {
 				return err
@@ -81,6 +108,11 @@ func (r *txRun) do(tx Tx) error {
 			r.results[ei][gi] = res
 		}
 		before = e.Position
+	}
+	if r.only != nil {
+		if done, err := r.part(tx); !done || err != nil {
+			return err
+		}
 	}
 	return tx.SetWALPosition(before)
 }

@@ -97,7 +97,14 @@ var (
 // Errors between a Storage and the StorageApplier.
 var (
 	// ErrTxTooLarge: the transaction exceeds what the Storage takes at once;
-	// the StorageApplier tries again with half of the entries.
+	// the StorageApplier tries again with less in it, at last with one group
+	// alone. If that is too large, too, it is a verdict where the error also has
+	// ErrorCode() string: a Storage that returns such a one promises that every
+	// node, in every region, has the same limits, so that all refuse the same
+	// groups. Without that promise it is a storage failure: to leave out what
+	// another node takes would make the nodes differ. A Storage should take any
+	// group that its configuration lets a client send, or make the promise, as
+	// the failure comes back at every start until it takes more.
 	ErrTxTooLarge = errors.New("transaction too large")
 	// ErrRestoreIncomplete: a restore was begun and did not finish; the
 	// Storage must be restored again before anything is applied.
@@ -230,11 +237,19 @@ func Verdict(err error) (code string, ok bool) {
 			return c.code, true
 		}
 	}
-	var own interface{ ErrorCode() string }
-	if errors.As(err, &own) && own.ErrorCode() != "" {
-		return verdictPrefix + own.ErrorCode(), true
+	if own := ownCode(err); own != "" && !errors.Is(err, ErrTxTooLarge) { // which depends on what else is in the transaction
+		return verdictPrefix + own, true
 	}
 	return "", false
+}
+
+// ownCode is an embedder's own code of an error; empty: it has none.
+func ownCode(err error) string {
+	var own interface{ ErrorCode() string }
+	if errors.As(err, &own) {
+		return own.ErrorCode()
+	}
+	return ""
 }
 
 // ErrorCode returns the code under which err is stored and sent: "" for nil,

@@ -244,7 +244,7 @@ func (m *machine) Update(fn func(replication.Tx) error) error {
 			}
 			return t.finish()
 		})
-		if errors.Is(err, errLarge) {
+		if errors.Is(err, errLarge) || canLarge && errors.Is(err, replication.ErrTxTooLarge) {
 			update, canLarge, inLarge = large.UpdateLarge, false, true
 			continue
 		}
