@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -205,79 +204,6 @@ func (m *machine) restoredUpTo() uint64 {
 	return m.restored
 }
 
-// errLarge ends a transaction that runs again as a large one, with the same
-// outcome: where a Storage has them.
-var errLarge = errors.New("much is going to change")
-
-// largeBytes is what may change, about, before a transaction has to be a large
-// one. A variable only for tests.
-var largeBytes uint64 = 8 << 20
-
-// atMost ends the transaction if bytes are too much for it.
-func (t *txn) atMost(bytes uint64) error {
-	if t.mayBeLarge && bytes > largeBytes {
-		return errLarge
-	}
-	return nil
-}
-
-// errAgain ends a transaction that runs again without a command.
-var errAgain = errors.New("a command is left out")
-
-// Update implements replication.TxStorage. A command that the Storage refuses
-// when part of it is done is left out in another run, which all nodes do alike.
-func (m *machine) Update(fn func(replication.Tx) error) error {
-	rejected := make(map[int]error)
-	update := m.TxStorage.Update
-	large, canLarge := m.TxStorage.(replication.LargeTxStorage)
-	inLarge := false
-	for {
-		var t *txn
-		err := update(func(tx replication.Tx) error {
-			v, err := readView(tx)
-			if err != nil {
-				return err
-			}
-			t = &txn{Tx: tx, view: v, rejected: rejected, mayBeLarge: canLarge}
-			if err := fn(t); err != nil {
-				return err
-			}
-			return t.finish()
-		})
-		if errors.Is(err, errLarge) || canLarge && errors.Is(err, replication.ErrTxTooLarge) {
-			update, canLarge, inLarge = large.UpdateLarge, false, true
-			continue
-		}
-		if inLarge && errors.Is(err, syscall.ENOSPC) { // no room for a copy; there may be enough memory
-			update, inLarge = m.TxStorage.Update, false
-			continue
-		}
-		if errors.Is(err, errAgain) {
-			continue
-		}
-		if err == nil && t.resettled {
-			err = m.flush()
-		}
-		if err == nil && t.changed {
-			before, _ := m.now()
-			m.publish(t.view)
-			if m.committed != nil {
-				m.committed(&before, &t.view, t.core.Counts())
-			}
-		}
-		return err
-	}
-}
-
-// flush makes durable what was done. Settings are, as soon as they are applied:
-// the next start compares them with the environment.
-func (m *machine) flush() error {
-	if d, ok := m.TxStorage.(deferrer); ok {
-		return d.Flush()
-	}
-	return nil
-}
-
 // txn is one transaction of the state machine.
 type txn struct {
 	replication.Tx
@@ -285,6 +211,7 @@ type txn struct {
 	core      *conflict.Core // nil: not loaded
 	changed   bool
 	calls     int           // commands so far
+	entries   *logCommand   // of another region, if the last command is such; they can be merged a part at a time
 	rejected  map[int]error // by number: what is left out, and why
 	resettled bool          // settings were changed
 	blocks    blocks        // of the outbox
@@ -333,6 +260,7 @@ func (t *txn) apply(c *logCommand) error {
 	case kindWrite:
 		return t.write(c)
 	case kindRemote:
+		t.entries = c
 		return t.remote(c)
 	case kindMark:
 		if !t.core.Status().NeedsMark {
