@@ -94,13 +94,24 @@ func (n *Node) applyAtOwner(ctx context.Context, cmds []*replication.Command) (u
 
 // sendTo sends a write to the region that accepts writes.
 func (n *Node) sendTo(ctx context.Context, owner string, cmds []*replication.Command) (uint64, error) {
+	silent := false // it answered nothing
 	position, err := forward.Send(ctx, "region "+owner, cmds, 0, func(ctx context.Context, req, resp any) error {
-		return n.call(ctx, owner, replication.MsgApply, req, resp)
+		err := n.call(ctx, owner, replication.MsgApply, req, resp)
+		silent = err != nil && !forward.Answered(err)
+		return err
 	})
-	if replication.NotSent(err) {
-		err = fmt.Errorf("%w: region %s, which accepts the writes, cannot be reached: %w", replication.ErrNotReady, owner, err)
+	switch {
+	case replication.NotSent(err):
+		err = fmt.Errorf("%w: region %s, which accepts the writes, cannot be reached: %w%s", replication.ErrNotReady, owner, err, ifLost(owner))
+	case silent, errors.Is(err, replication.ErrNoLeader): // or it has lost its quorum
+		err = fmt.Errorf("%w%s", err, ifLost(owner))
 	}
 	return position, err
+}
+
+// ifLost is what an operator can do about a write region that does not answer.
+func ifLost(owner string) string {
+	return fmt.Sprintf("; if region %s is lost, another one can be made to accept the writes: nornic-cluster region promote, or POST /admin/region/promote, on a node of that one", owner)
 }
 
 // handleApply serves code 19 of another region: a write that this region, as

@@ -412,3 +412,31 @@ func TestPromotionWithoutTheOtherRegion(t *testing.T) {
 		require.ErrorIs(t, err, region.ErrUnconfirmed)
 	})
 }
+
+// TestAWriteWithoutItsWriteRegionSaysWhatToDo: whichever way the write region is
+// lost, the error of a write names the order that gets the federation going again.
+func TestAWriteWithoutItsWriteRegionSaysWhatToDo(t *testing.T) {
+	for name, lose := range map[string]func(f *federation){
+		"crashed":  func(f *federation) { f.crashAll("eu") },
+		"cut off":  func(f *federation) { f.Net.Partition(f.ids("eu"), f.ids("us")) },
+		"hanging":  func(f *federation) { f.distant(time.Hour) },
+		"minority": func(f *federation) { f.Crash(f.nodes["eu"][0]); f.Crash(f.nodes["eu"][1]) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			virtually(t, func(t *testing.T) {
+				f := newFederation(t, 80, two, func(_ string, cfg *replication.Config) { cfg.Region.WriteRegion = "eu" })
+				f.Eventually(time.Minute, "us sends its writes to eu", func() bool {
+					return f.leader("us").Replicator().Apply(put(t, "x", nil), time.Minute) == nil
+				})
+				lose(f)
+				for range 2 { // the first may find the connection still open
+					err := f.leader("us").Replicator().Apply(put(t, "y", nil), 20*time.Second)
+					require.ErrorContains(t, err, "nornic-cluster region promote")
+				}
+				require.NoError(t, node(f.leader("us")).PromoteRegion(bounded(t, time.Minute)))
+				require.NoError(t, f.leader("us").Replicator().Apply(put(t, "z", nil), 20*time.Second))
+				f.Net.Heal()
+			})
+		})
+	}
+}
