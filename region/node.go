@@ -146,14 +146,21 @@ func (n *Node) propose(ctx context.Context, c *logCommand) error {
 	return err
 }
 
-// run is the node's own loop: it leads while the inner node does.
+// run is the node's own loop: it leads while the inner node does, and its
+// environment is the region's.
 func (n *Node) run() {
 	tick := time.NewTicker(leadTick)
 	defer tick.Stop()
 	var stop func()
 	skewed := false
+	var passing passing
+	defer passing.wg.Wait()
 	for {
 		leads := n.inner.IsLeader()
+		if leads && n.misplaced() { // it can do nothing with its office
+			n.passOn(&passing)
+			leads = false
+		}
 		switch {
 		case leads && stop == nil:
 			stop = n.lead()

@@ -1,10 +1,12 @@
 package region_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/testharness"
 	"github.com/stretchr/testify/require"
 )
 
@@ -15,42 +17,104 @@ import (
 func TestALeaderOfAnotherEnvironmentMergesNothing(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		f := newFederation(t, 66, []string{"ap", "eu", "us"}, nil)
-		m := f.nodes["us"][2]
-		for f.leader("us") == m {
-			require.NoError(t, node(m).TransferLeadership(bounded(t, time.Minute), f.nodes["us"][0].ID))
-			<-time.After(time.Second) // virtual
+		good, bad := f.nodes["us"][0], f.nodes["us"][1:]
+		f.leads(good)
+		for _, m := range bad {
+			f.misplace(m)
 		}
-		f.Crash(m)
-		f.Wipe(m)
-		for i, r := range m.Config.Region.RemoteRegions {
-			if r.Region == "ap" { // "eu" has its place then
-				m.Config.Region.RemoteRegions[i].Region = "fr"
-			}
-		}
-		require.NoError(t, f.Start(t.Context(), m))
-		f.Eventually(time.Minute, "it says that it is wrong", func() bool { return m.Replicator().Health().State == "region_stopped" })
-		f.Eventually(time.Minute, "it leads", func() bool {
-			leader := f.leader("us")
-			return leader == m || node(leader).TransferLeadership(bounded(t, time.Minute), m.ID) == nil && f.leader("us") == m
-		})
+		f.Crash(good) // or it would be handed leadership
+		f.leader("us")
 		f.apply("eu", put(t, "of-eu", nil))
 		<-time.After(20 * time.Second) // virtual: it is sent, again and again
-		for _, m := range f.nodes["us"] {
+		for _, m := range bad {
 			require.Zero(t, node(m).Status().Applied[0], "ap has written nothing")
 		}
 
-		require.NoError(t, f.Stop(m))
-		for i, r := range m.Config.Region.RemoteRegions {
-			if r.Region == "fr" {
-				m.Config.Region.RemoteRegions[i].Region = "ap"
+		for _, m := range bad {
+			require.NoError(t, f.Stop(m))
+			for i, r := range m.Config.Region.RemoteRegions {
+				if r.Region == "fr" {
+					m.Config.Region.RemoteRegions[i].Region = "ap"
+				}
 			}
 		}
-		require.NoError(t, f.Start(t.Context(), m))
+		f.startAll("us")
 		f.apply("ap", put(t, "of-ap", nil))
 		f.converged(time.Minute)
 		for _, id := range []replication.NodeID{"of-eu", "of-ap"} {
-			_, err := m.Store().Node(id)
+			_, err := bad[0].Store().Node(id)
 			require.NoError(t, err)
 		}
+	})
+}
+
+// leads makes a node its region's leader.
+func (f *federation) leads(m *testharness.Member) {
+	f.t.Helper()
+	name, _ := regionOf(m, f.regions)
+	f.Eventually(time.Minute, m.ID+" leads", func() bool {
+		leader := f.leader(name)
+		return leader == m || node(leader).TransferLeadership(bounded(f.t, time.Minute), m.ID) == nil && f.leader(name) == m
+	})
+}
+
+// misplace makes a node begin empty, with a list of regions that is not the
+// region's.
+func (f *federation) misplace(m *testharness.Member) {
+	f.t.Helper()
+	f.Crash(m)
+	f.Wipe(m)
+	for i, r := range m.Config.Region.RemoteRegions {
+		if r.Region == "ap" {
+			m.Config.Region.RemoteRegions[i].Region = "fr"
+		}
+	}
+	require.NoError(f.t, f.Start(f.t.Context(), m))
+	f.Eventually(time.Minute, "it says that it is wrong", func() bool {
+		return m.Replicator().Health().State == "region_stopped" && f.voter(m)
+	})
+}
+
+// voter: the node's leader says that it is a voter.
+func (f *federation) voter(m *testharness.Member) bool {
+	name, _ := regionOf(m, f.regions)
+	status, err := node(f.leader(name)).ClusterStatus(bounded(f.t, time.Minute))
+	require.NoError(f.t, err)
+	return slices.ContainsFunc(status.Members, func(p replication.PeerHealth) bool { return p.ID == m.ID && p.Voter })
+}
+
+// TestALeaderOfAnotherEnvironmentHandsOn: a node that can do nothing as its
+// region's leader gives leadership to one that can; where there is none it keeps
+// it, rather than passing it to and fro.
+func TestALeaderOfAnotherEnvironmentHandsOn(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 68, []string{"ap", "eu", "us"}, nil)
+		good, bad := f.nodes["us"][0], f.nodes["us"][1:]
+		f.leads(good)
+		for _, m := range bad {
+			f.misplace(m)
+		}
+		for range 3 {
+			require.NoError(t, node(good).TransferLeadership(bounded(t, time.Minute), bad[0].ID))
+			require.NoError(t, f.leader("us").Replicator().Apply(put(t, "x", nil), time.Minute))
+			f.Eventually(30*time.Second, "the good node leads", func() bool { return f.leader("us") == good })
+		}
+
+		f.Crash(good)
+		leader := f.leader("us")
+		term := leader.Replicator().Health().Term
+		f.apply("eu", put(t, "of-eu", nil))
+		<-time.After(2 * time.Minute) // virtual: it is sent, again and again
+		require.Equal(t, leader, f.leader("us"))
+		require.Equal(t, term, leader.Replicator().Health().Term, "leadership stayed")
+		require.Error(t, leader.Replicator().Apply(put(t, "y", nil), time.Second))
+		for _, m := range bad {
+			require.Zero(t, node(m).Status().Applied[0], "ap has written nothing")
+		}
+
+		require.NoError(t, f.Start(t.Context(), good))
+		f.Eventually(time.Minute, "the good node leads", func() bool { return f.leader("us") == good })
+		f.apply("us", put(t, "z", nil))
+		f.converged(time.Minute)
 	})
 }

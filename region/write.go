@@ -57,6 +57,9 @@ func checkWrites(cmds []*replication.Command) error {
 // whose wall reading the write gets.
 func (n *Node) wrap(g replication.Group) (replication.Group, error) {
 	if err := n.alarmedBy(); err != nil {
+		if n.misplaced() { // the next leader may take it
+			return g, fmt.Errorf("%w: %w", replication.ErrNotReady, err)
+		}
 		return g, fmt.Errorf("%w: %w", replication.ErrUnsupported, err)
 	}
 	if v, _ := n.machine.now(); v.settings == nil {
