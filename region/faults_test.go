@@ -82,7 +82,7 @@ func (s *faultyStore) View(fn func(replication.Meta) error) error {
 type faultyTx struct {
 	replication.Tx
 	store conflict.Store
-	s     *faultyStore
+	s     interface{ call() error }
 }
 
 var _ conflict.Store = (*faultyTx)(nil)

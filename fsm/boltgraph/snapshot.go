@@ -117,10 +117,8 @@ func readField(r *bufio.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("%w: field of %d bytes", errSnapshot, size)
 	}
 	var buf bytes.Buffer
-	if n, err := io.CopyN(&buf, r, int64(size)); err != nil || n != int64(size) {
-		return nil, io.ErrUnexpectedEOF
-	}
-	return buf.Bytes(), nil
+	_, err = io.CopyN(&buf, r, int64(size))
+	return buf.Bytes(), err
 }
 
 // Restore implements replication.StorageSnapshotter: it builds a new file
@@ -193,8 +191,10 @@ func (s *Store) build(path string, r io.Reader) error {
 
 func (s *Store) fill(r *bufio.Reader) error {
 	magic := make([]byte, len(snapshotMagic))
-	if _, err := io.ReadFull(r, magic); err != nil {
+	if _, err := io.ReadFull(r, magic); err == io.EOF {
 		return io.ErrUnexpectedEOF
+	} else if err != nil {
+		return err
 	}
 	if string(magic) != snapshotMagic {
 		return fmt.Errorf("%w: not a snapshot of this package, or of another version", errSnapshot)
