@@ -128,9 +128,27 @@ func (s sink) Send(ctx context.Context, b *walstream.Batch) (walstream.Ack, erro
 	for i, e := range b.Entries {
 		entries[i] = &e.WALEntry
 	}
+	return s.send(ctx, entries)
+}
+
+// send sends entries. The other region's frames may be smaller than this one's:
+// what does not fit one goes in parts, and an entry that does not by itself with
+// the state, of which the parts are small.
+func (s sink) send(ctx context.Context, entries []*replication.WALEntry) (walstream.Ack, error) {
 	var resp replication.WALBatchResponse
 	err := s.n.call(ctx, s.region, replication.MsgWALBatch, entries, &resp)
 	countSent(s.region, len(entries), err)
+	half := len(entries) / 2
+	switch {
+	case !errors.Is(err, replication.ErrCommandTooLarge):
+	case half == 0:
+		return walstream.Ack{}, fmt.Errorf("%w: entry %d: %w", walstream.ErrSnapshotNeeded, entries[0].Position, err)
+	default:
+		if ack, err := s.send(ctx, entries[:half]); err != nil {
+			return ack, err
+		}
+		return s.send(ctx, entries[half:])
+	}
 	return walstream.Ack{Received: resp.ReceivedPosition, Persisted: resp.AckedPosition, Applied: resp.AckedPosition}, err
 }
 
@@ -149,7 +167,7 @@ func (n *Node) stream(ctx context.Context, region string) {
 	for ctx.Err() == nil {
 		err := walstream.NewStreamer(outbox{n.machine}, sink{n, region}, opts).Run(ctx)
 		if errors.Is(err, walstream.ErrSnapshotNeeded) {
-			n.rt.Logger.Warn("a region is beyond the outbox: it gets this region's state", "region", region)
+			n.rt.Logger.Warn("a region is beyond the outbox, or takes no such entry: it gets this region's state", "region", region, "reason", err)
 			err = n.transfer(ctx, region)
 		}
 		if err != nil && ctx.Err() == nil {

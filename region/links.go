@@ -64,7 +64,7 @@ func (n *Node) call(ctx context.Context, region string, code replication.Message
 	defer n.links.release(conn)
 	start := time.Now()
 	err = conn.Call(ctx, code, req, resp)
-	if _, verdict := replication.Verdict(err); err != nil && !verdict {
+	if _, verdict := replication.Verdict(err); err != nil && !verdict && !errors.Is(err, replication.ErrCommandTooLarge) {
 		n.links.fault(region, conn, err)
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(start) >= dialTimeout { // nobody is there; the other calls need not find out each by itself
 			_ = conn.Close()

@@ -2,6 +2,7 @@ package region_test
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -82,4 +83,25 @@ func TestStreamOverALongWay(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestARegionWithSmallerFrames: a write that fits the frames of its region and not
+// those of another one gets there all the same, and does not hold up what is
+// behind it.
+func TestARegionWithSmallerFrames(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 82, two, func(name string, cfg *replication.Config) {
+			if name == "us" {
+				cfg.MaxFrameSize = 1 << 20
+			}
+		})
+		long := strings.Repeat("x", 3<<20)
+		for i := range 3 { // together larger than a frame of us, each by itself not
+			f.apply("eu", put(t, fmt.Sprint("n", i), map[string]any{"long": long[:400<<10]}))
+		}
+		f.converged(time.Minute)
+		f.apply("eu", put(t, "large", map[string]any{"long": long}))
+		f.apply("eu", put(t, "after", nil))
+		f.converged(time.Minute)
+	})
 }
