@@ -38,6 +38,8 @@ func (n *Node) federate(h *replication.HealthStatus) {
 			if !r.Healthy {
 				r.State = "silent"
 				h.Reasons = append(h.Reasons, fmt.Sprintf("region %s does not answer: %v; metadata of unsettled writes grows", k.region, k.err))
+			} else if r.LagEntries > 0 && k.isStuck(n.rt.Now()) {
+				h.Reasons = append(h.Reasons, fmt.Sprintf("what is written here does not get to region %s: %v", k.region, k.stuckBy))
 			}
 		}
 		f.Regions = append(f.Regions, r)

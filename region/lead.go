@@ -157,10 +157,11 @@ func (n *Node) stream(ctx context.Context, region string) {
 	opts := walstream.StreamerOptions{BatchEntries: n.cfg.Region.BatchSize, BackoffMax: 2 * time.Second,
 		MaxBatches: max(minBatches, windowEntries/n.cfg.Region.BatchSize),
 		BatchBytes: min(batchBytes, transport.MaxCommandBytes(n.cfg.MaxFrameSize)/2),
-		OnAck:      func(a walstream.Ack) { n.acks.learn(region, a.Applied) },
-		OnFailure: func(err error) {
-			n.rt.Logger.Debug("the stream to another region is interrupted", "region", region, "error", err)
-		}}
+		OnAck: func(a walstream.Ack) {
+			n.acks.learn(region, a.Applied)
+			n.links.moved(region)
+		},
+		OnFailure: func(err error) { n.interrupted(region, err) }}
 	if n.cfg.Region.CrossRegionMode != replication.SyncSemi {
 		opts.BatchTimeout = n.cfg.Region.BatchTimeout
 	}
@@ -172,9 +173,20 @@ func (n *Node) stream(ctx context.Context, region string) {
 		}
 		if err != nil && ctx.Err() == nil {
 			n.rt.Logger.Error("the stream to another region has stopped; it is tried again", "region", region, "error", err)
+			n.links.failed(region, err, n.rt.Now())
 		}
 		pause(ctx, markInterval)
 	}
+}
+
+// interrupted notes a failure of a stream. Most are over at once; of one that is
+// not, a refusal say, somebody has to hear.
+func (n *Node) interrupted(region string, err error) {
+	if n.links.failed(region, err, n.rt.Now()) {
+		n.rt.Logger.Warn("the stream to another region gets no further", "region", region, "error", err)
+		return
+	}
+	n.rt.Logger.Debug("the stream to another region is interrupted", "region", region, "error", err)
 }
 
 // watch asks another region how it is, and takes over a newer region epoch.

@@ -41,6 +41,10 @@ type link struct {
 	slack  time.Duration // half of what the question took
 	asked  bool          // an answer came, or failed to, since this node leads
 	err    error         // of the last try
+
+	stuck   time.Time // since when this region's stream there has only failed; zero: it has not
+	stuckBy error     // the last failure
+	told    bool      // that it is stuck
 }
 
 func newLinks(cfg *replication.Config) *links {
@@ -197,6 +201,33 @@ func (l *links) hear(region string, s *regionState, at time.Time, offset, slack 
 	}
 }
 
+// failed notes that the stream to a region has failed, and says, once, that it has
+// got no further for long.
+func (l *links) failed(region string, err error, now time.Time) (tell bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.list[region]
+	if k.stuckBy = err; k.stuck.IsZero() {
+		k.stuck = now
+	}
+	tell = k.isStuck(now) && !k.told
+	k.told = k.told || tell
+	return tell
+}
+
+// moved notes that the stream to a region has got further.
+func (l *links) moved(region string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.list[region]
+	k.stuck, k.stuckBy, k.told = time.Time{}, nil, false
+}
+
+// isStuck: the stream there has failed for so long that somebody should know.
+func (k *link) isStuck(now time.Time) bool {
+	return !k.stuck.IsZero() && now.Sub(k.stuck) >= silentAfter
+}
+
 // skewed says that this region's clock is off from that of the majority of its
 // peers, where the policy is to refuse writes then. With one peer there is no
 // majority, and with a bound of zero no bound. A leader that has not asked all of
@@ -227,12 +258,13 @@ func (l *links) ask(region string) {
 }
 
 // forgetAsked begins anew, as the node does not lead any more: when it does again
-// its clock may have been set.
+// its clock may have been set, and a stream is not stuck before it has failed.
 func (l *links) forgetAsked() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range l.list {
 		k.asked, k.at = false, time.Time{}
+		k.stuck, k.stuckBy, k.told = time.Time{}, nil, false
 	}
 }
 

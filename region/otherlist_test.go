@@ -1,6 +1,7 @@
 package region_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ func TestALeaderOfAnotherEnvironmentMergesNothing(t *testing.T) {
 		for _, m := range bad {
 			require.Zero(t, node(m).Status().Applied[0], "ap has written nothing")
 		}
+		require.Contains(t, fmt.Sprint(f.leader("eu").Health().Reasons), "does not get to region us: not ready: invalid configuration")
 
 		for _, m := range bad {
 			require.NoError(t, f.Stop(m))
@@ -41,6 +43,7 @@ func TestALeaderOfAnotherEnvironmentMergesNothing(t *testing.T) {
 		f.startAll("us")
 		f.apply("ap", put(t, "of-ap", nil))
 		f.converged(time.Minute)
+		f.Eventually(time.Minute, "eu tells of nothing any more", func() bool { return len(f.leader("eu").Health().Reasons) == 0 })
 		for _, id := range []replication.NodeID{"of-eu", "of-ap"} {
 			_, err := bad[0].Store().Node(id)
 			require.NoError(t, err)
