@@ -121,6 +121,9 @@ func (n *Node) handleApply(ctx context.Context, req *replication.Request) (any, 
 		if err := checkWrites(cmds); err != nil {
 			return 0, err
 		}
+		if err := n.astray(); err != nil {
+			return 0, err
+		}
 		if owner := n.writeRegion(); owner != n.settings.Self {
 			return 0, fmt.Errorf("%w: the write region is %q", replication.ErrNotLeader, owner)
 		}

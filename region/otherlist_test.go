@@ -121,3 +121,31 @@ func TestALeaderOfAnotherEnvironmentHandsOn(t *testing.T) {
 		f.converged(time.Minute)
 	})
 }
+
+// TestANodeThatTakesItselfForAnotherRegions: it is one of us, and its environment
+// says eu, the write region. It must not take writes as if it were of eu.
+func TestANodeThatTakesItselfForAnotherRegions(t *testing.T) {
+	virtually(t, func(t *testing.T) {
+		f := newFederation(t, 90, []string{"ap", "eu", "us"}, func(_ string, cfg *replication.Config) { cfg.Region.WriteRegion = "eu" })
+		f.apply("eu", put(t, "x", nil))
+		f.converged(time.Minute)
+		good, bad := f.nodes["us"][0], f.nodes["us"][2]
+		f.leads(good)
+		f.Crash(bad)
+		f.Wipe(bad)
+		bad.Config.Region.RegionID = "eu"
+		for i, r := range bad.Config.Region.RemoteRegions {
+			if r.Region == "eu" {
+				bad.Config.Region.RemoteRegions[i].Region = "us"
+			}
+		}
+		require.NoError(t, f.Start(t.Context(), bad))
+		f.Eventually(time.Minute, "it says that it is wrong", func() bool { return bad.Replicator().Health().State == "region_stopped" })
+		before := node(good).Status().Applied
+		err := bad.Replicator().Apply(put(t, "y", nil), 5*time.Second)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, replication.ErrUnknownOutcome)
+		<-time.After(5 * time.Second) // virtual
+		require.Equal(t, before[2], node(good).Status().Applied[2], "us has written nothing")
+	})
+}

@@ -102,6 +102,9 @@ func (n *Node) Apply(cmd *replication.Command, timeout time.Duration) error {
 // ApplyBatch implements replication.BatchApplier. Where another region is the
 // write region it is sent there; the position then is one of that region.
 func (n *Node) ApplyBatch(ctx context.Context, cmds []*replication.Command) (uint64, error) {
+	if err := n.astray(); err != nil {
+		return 0, err
+	}
 	if owner := n.writeRegion(); owner != "" && owner != n.settings.Self {
 		if err := checkWrites(cmds); err != nil {
 			return 0, err
@@ -128,6 +131,17 @@ func (n *Node) writeRegion() string {
 		return n.settings.WriteRegion
 	}
 	return v.head.Epoch.Owner
+}
+
+// astray is why the node takes no writes at all, not to send them on either: it
+// takes itself for another region's, so it does not know who accepts them. nil: it
+// does.
+func (n *Node) astray() error {
+	v, _ := n.machine.now()
+	if v.settings == nil || v.settings.Self == n.settings.Self {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", replication.ErrNotReady, n.settings.differs(v.settings))
 }
 
 // committed holds the answer of a semi_sync write back until another region has
