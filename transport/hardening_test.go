@@ -73,42 +73,46 @@ func (h hole) Write(p []byte) (int, error) {
 }
 
 func TestVanishedPeerIsNoticedAndDialledAgain(t *testing.T) {
-	server := newTransport(t, "s", nil)
-	server.Handle(replication.MsgFetch, echo)
-	addr := serve(t, server, "127.0.0.1:0")
-	cut := new(atomic.Bool)
-	dialer := newTransport(t, "d", func(o *Options) {
-		o.SilenceTimeout = 90 * time.Millisecond
-		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-			return hole{c, cut}, err
-		}
+	bubble.Test(t, func(t *testing.T) {
+		server := newTransport(t, "s", nil)
+		server.Handle(replication.MsgFetch, echo)
+		line := pipeServer(t, server)
+		cut := new(atomic.Bool)
+		dialer := newTransport(t, "d", func(o *Options) {
+			o.SilenceTimeout = 90 * time.Millisecond
+			o.Dial = func(context.Context, string) (net.Conn, error) { return hole{line.dial(), cut}, nil }
+		})
+		c := connect(t, dialer, "s:7688")
+		require.NoError(t, c.Call(t.Context(), replication.MsgFetch, map[string]any{}, nil))
+		cut.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		start := time.Now()
+		err := c.Call(ctx, replication.MsgFetch, map[string]any{}, nil)
+		require.ErrorIs(t, err, errSilent)
+		require.False(t, replication.NotSent(err))
+		require.LessOrEqual(t, time.Since(start), 4*30*time.Millisecond, "periods: one in which the answer before came, one to probe in, two of silence")
+		cut.Store(false)
+		require.NoError(t, c.Call(ctx, replication.MsgFetch, map[string]any{}, nil))
 	})
-	c := connect(t, dialer, addr)
-	require.NoError(t, c.Call(t.Context(), replication.MsgFetch, map[string]any{}, nil))
-	cut.Store(true)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	err := c.Call(ctx, replication.MsgFetch, map[string]any{}, nil)
-	require.ErrorIs(t, err, errSilent)
-	require.False(t, replication.NotSent(err))
-	cut.Store(false)
-	require.NoError(t, c.Call(ctx, replication.MsgFetch, map[string]any{}, nil))
 }
 
 // TestSlowAnswerIsNoSilence: a peer whose handler takes long answers probes.
 func TestSlowAnswerIsNoSilence(t *testing.T) {
-	server := newTransport(t, "s", nil)
-	addr := serve(t, server, "127.0.0.1:0")
-	dialer := newTransport(t, "d", func(o *Options) { o.SilenceTimeout = 60 * time.Millisecond })
-	c := connect(t, dialer, addr)
-	server.Handle(replication.MsgState, func(ctx context.Context, _ *replication.Request) (any, error) {
-		timer := time.NewTimer(500 * time.Millisecond) // many times the period
-		defer timer.Stop()
-		<-timer.C
-		return true, nil
+	bubble.Test(t, func(t *testing.T) {
+		server := newTransport(t, "s", nil)
+		line := pipeServer(t, server)
+		dialer := newTransport(t, "d", func(o *Options) {
+			o.SilenceTimeout = 60 * time.Millisecond
+			o.Dial = func(context.Context, string) (net.Conn, error) { return line.dial(), nil }
+		})
+		c := connect(t, dialer, "s:7688")
+		server.Handle(replication.MsgState, func(context.Context, *replication.Request) (any, error) {
+			<-time.After(500 * time.Millisecond) // many times the period
+			return true, nil
+		})
+		require.NoError(t, c.Call(t.Context(), replication.MsgState, nil, nil))
 	})
-	require.NoError(t, c.Call(t.Context(), replication.MsgState, nil, nil))
 }
 
 func TestUnknownCodesAreAnswered(t *testing.T) {

@@ -32,7 +32,7 @@ func TestRaftStreamsAreOpenWithinOneHistoryOnly(t *testing.T) {
 				require.NoError(t, c.Close())
 			} else {
 				require.ErrorIs(t, err, replication.ErrForeignHistory)
-				require.Eventually(t, func() bool { return server.Stats().HandshakesRejected["history"] == 1 }, 10*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return server.Stats().HandshakesRejected["history"] == 1 }, patience, time.Millisecond)
 				require.Equal(t, uint64(1), dialer.Stats().DialsRefused["foreign_history"])
 			}
 			rpc, err := dialer.Connect(t.Context(), addr)
