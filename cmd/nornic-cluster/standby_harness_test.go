@@ -226,7 +226,7 @@ type pairHealth struct {
 
 // health is a node's, healthy or not; the zero one where it does not answer.
 func health(p *process) pairHealth {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience/2) // the machine may stand still
 	defer cancel()
 	var h struct{ Replication pairHealth }
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+"/health", nil)
