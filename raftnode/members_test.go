@@ -15,7 +15,7 @@ func TestMembershipGuardsTheQuorum(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.startAll()
 	leader := c.leader()
-	members := leader.repl.(replication.Membership)
+	members := orders(leader)
 	require.NoError(t, leader.repl.Apply(putNode(t, "a", 1), patience))
 	followers := c.others(leader)
 	require.ErrorIs(t, members.RemoveMember(withTimeout(t), "nobody", false), replication.ErrNotFound)
@@ -27,7 +27,7 @@ func TestMembershipGuardsTheQuorum(t *testing.T) {
 	require.NoError(t, members.TransferLeadership(withTimeout(t), followers[0].cfg.NodeID))
 	require.Eventually(t, followers[0].repl.IsLeader, patience, 5*time.Millisecond)
 	require.NoError(t, leader.repl.Apply(putNode(t, "b", 1), patience))
-	last := followers[0].repl.(replication.Membership)
+	last := orders(followers[0])
 	require.NoError(t, last.RemoveMember(withTimeout(t), leader.cfg.NodeID, true))
 	require.ErrorIs(t, last.RemoveMember(withTimeout(t), followers[0].cfg.NodeID, false), replication.ErrQuorumAtRisk)
 }
