@@ -40,7 +40,6 @@ func TestLayering(t *testing.T) {
 		"/internal/report":    {""},
 		"/internal/bubble":    nil,
 		"/internal/forward":   {"", "/internal/report"},
-		"/internal/bubble":    nil,
 		"/internal/testca":    nil,
 		"/internal/testchild": nil,
 		"/standby":            {"", "/walstream", "/transport", "/fsm", "/internal/datadir", "/internal/forward", "/internal/report"},
