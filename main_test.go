@@ -32,6 +32,7 @@ func TestLayering(t *testing.T) {
 	const module = "github.com/nornicdb/replication"
 	allowed := map[string][]string{
 		"":                    nil,
+		"/internal/bubble":    nil,
 		"/internal/datadir":   {""},
 		"/transport":          {""},
 		"/fsm":                {""},
