@@ -6,7 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -39,7 +44,11 @@ func NewHTTPHandler(r Replicator, opts HTTPOptions) http.Handler {
 	h := &httpHandler{r: r, opts: opts}
 	mux := http.NewServeMux()
 	for _, route := range h.routes() {
-		mux.HandleFunc(route.pattern, route.serve)
+		mux.HandleFunc(route.pattern, func(w http.ResponseWriter, r *http.Request) {
+			if CheckHTTPQuery(w, r, route.query...) {
+				route.serve(w, r)
+			}
+		})
 	}
 	return HTTPMuxErrors(mux)
 }
@@ -83,27 +92,28 @@ func (e *muxError) Write(text []byte) (int, error) { return len(text), nil }
 type httpRoute struct {
 	pattern string // method and path
 	serve   http.HandlerFunc
+	query   []string // the query parameters that it knows
 }
 
 // routes of the handler. What changes something is a POST, made by post.
 func (h *httpHandler) routes() []httpRoute {
 	return []httpRoute{
-		{"GET /health", h.health},
-		{"GET /admin/cluster/status", h.status},
-		{"POST /admin/cluster/add", post(h, h.add)},
-		{"POST /admin/cluster/remove", post(h, h.remove)},
-		{"POST /admin/cluster/transfer-leadership", post(h, h.transfer)},
-		{"POST /admin/cluster/snapshot", post(h, h.snapshot)},
-		{"POST /admin/solo", post(h, h.solo)},
-		{"POST /admin/promote", post(h, h.promote)},
-		{"POST /admin/region/promote", post(h, h.promoteRegion)},
-		{"POST /admin/region/remove", post(h, h.removeRegion)},
-		{"GET /admin/region/settings", h.regionSettings},
-		{"POST /admin/region/settings", post(h, h.changeRegionSettings)},
-		{"GET /admin/conflicts", h.conflicts},
+		{"GET /health", h.health, []string{"ready"}},
+		{"GET /admin/cluster/status", h.status, nil},
+		{"POST /admin/cluster/add", post(h, h.add), nil},
+		{"POST /admin/cluster/remove", post(h, h.remove), nil},
+		{"POST /admin/cluster/transfer-leadership", post(h, h.transfer), nil},
+		{"POST /admin/cluster/snapshot", post(h, h.snapshot), nil},
+		{"POST /admin/solo", post(h, h.solo), nil},
+		{"POST /admin/promote", post(h, h.promote), nil},
+		{"POST /admin/region/promote", post(h, h.promoteRegion), nil},
+		{"POST /admin/region/remove", post(h, h.removeRegion), nil},
+		{"GET /admin/region/settings", h.regionSettings, nil},
+		{"POST /admin/region/settings", post(h, h.changeRegionSettings), nil},
+		{"GET /admin/conflicts", h.conflicts, []string{"field", "node", "after", "limit"}},
 		{"POST /admin/conflicts/{id}/resolve", func(w http.ResponseWriter, r *http.Request) {
 			post(h, func(ctx context.Context, q *Resolution) error { return h.resolve(ctx, r.PathValue("id"), q) })(w, r)
-		}},
+		}, nil},
 	}
 }
 
@@ -154,6 +164,34 @@ func HTTPStatus(err error) int {
 		return http.StatusConflict
 	}
 	return http.StatusInternalServerError
+}
+
+// CheckHTTPQuery says whether a request has no query parameters but the known ones,
+// each once, and answers one that has others with 400: a misspelt consistency would
+// be a read at another level than was asked for.
+func CheckHTTPQuery(w http.ResponseWriter, r *http.Request, known ...string) bool {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		WriteHTTPError(w, fmt.Errorf("%w: query: %w", ErrInvalidCommand, err))
+		return false
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		allowed := "none is known here"
+		if len(known) > 0 {
+			allowed = "known here: " + strings.Join(known, ", ")
+		}
+		switch {
+		case !slices.Contains(known, name):
+			err = fmt.Errorf("%w: query parameter %q is not known; %s", ErrInvalidCommand, name, allowed)
+		case len(query[name]) > 1:
+			err = fmt.Errorf("%w: query parameter %q is there %d times", ErrInvalidCommand, name, len(query[name]))
+		default:
+			continue
+		}
+		WriteHTTPError(w, err)
+		return false
+	}
+	return true
 }
 
 // WriteHTTPError answers a request with an error.
@@ -282,8 +320,15 @@ func memberViews(list []PeerHealth) []memberView {
 func (h *httpHandler) health(w http.ResponseWriter, r *http.Request) {
 	s := h.r.Health()
 	fine := s.Healthy
-	if r.URL.Query().Get("ready") == "1" {
-		fine = s.Ready
+	if text := r.URL.Query().Get("ready"); text != "" {
+		ready, err := strconv.ParseBool(text)
+		if err != nil {
+			WriteHTTPError(w, fmt.Errorf("%w: ready=%q; allowed: 1 or 0", ErrInvalidCommand, text))
+			return
+		}
+		if ready {
+			fine = s.Ready
+		}
 	}
 	view := healthView{Status: "healthy", Replication: &replicationView{
 		Mode: s.Mode, NodeID: s.NodeID, Role: s.Role, IsLeader: s.IsLeader, State: s.State, Reasons: s.Reasons,

@@ -49,7 +49,7 @@ func (h *httpHandler) conflicts(w http.ResponseWriter, r *http.Request) {
 	if text := q.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
-			WriteHTTPError(w, fmt.Errorf("%w: limit=%q", ErrInvalidCommand, text))
+			WriteHTTPError(w, fmt.Errorf("%w: limit=%q; allowed: 1 to 10000", ErrInvalidCommand, text))
 			return
 		}
 		f.Limit = min(n, 10_000)

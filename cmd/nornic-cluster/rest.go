@@ -34,36 +34,37 @@ type rest struct {
 type restRoute struct {
 	pattern string // method and path
 	serve   http.HandlerFunc
+	query   []string // the query parameters that it knows
 }
 
 // routes of the interface. All but those with GET change the graph.
 func (s *rest) routes() []restRoute {
+	level := []string{"consistency"}
 	return []restRoute{
-		{"PUT /graph/nodes/{id}", s.putNode},
-		{"GET /graph/nodes/{id}", s.getNode},
-		{"PATCH /graph/nodes/{id}", s.patchNode},
-		{"DELETE /graph/nodes/{id}", s.deleteNode},
-		{"GET /graph/nodes/{id}/edges", s.nodeEdges},
-		{"PUT /graph/edges/{from}/{type}/{to}", s.putEdge},
-		{"GET /graph/edges/{from}/{type}/{to}", s.getEdge},
-		{"DELETE /graph/edges/{from}/{type}/{to}", s.deleteEdge},
-		{"POST /graph/batch", s.batch},
-		{"GET /graph/stats", s.stats},
-		{"GET /graph/export", s.export},
+		{"PUT /graph/nodes/{id}", s.putNode, nil},
+		{"GET /graph/nodes/{id}", s.getNode, level},
+		{"PATCH /graph/nodes/{id}", s.patchNode, nil},
+		{"DELETE /graph/nodes/{id}", s.deleteNode, nil},
+		{"GET /graph/nodes/{id}/edges", s.nodeEdges, []string{"direction", "consistency"}},
+		{"PUT /graph/edges/{from}/{type}/{to}", s.putEdge, nil},
+		{"GET /graph/edges/{from}/{type}/{to}", s.getEdge, level},
+		{"DELETE /graph/edges/{from}/{type}/{to}", s.deleteEdge, nil},
+		{"POST /graph/batch", s.batch, nil},
+		{"GET /graph/stats", s.stats, level},
+		{"GET /graph/export", s.export, level},
 	}
 }
 
 func (s *rest) mount(mux *http.ServeMux) {
 	for _, route := range s.routes() {
-		serve := route.serve
-		if !strings.HasPrefix(route.pattern, "GET ") {
-			serve = func(w http.ResponseWriter, r *http.Request) {
-				if replication.AuthorizeHTTP(w, r, s.authorize) {
-					route.serve(w, r)
-				}
+		mux.HandleFunc(route.pattern, func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasPrefix(route.pattern, "GET ") && !replication.AuthorizeHTTP(w, r, s.authorize) {
+				return
 			}
-		}
-		mux.HandleFunc(route.pattern, serve)
+			if replication.CheckHTTPQuery(w, r, route.query...) {
+				route.serve(w, r)
+			}
+		})
 	}
 }
 
