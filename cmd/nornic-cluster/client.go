@@ -27,6 +27,7 @@ type client struct {
 	token   string // "": none is sent
 	current atomic.Int64
 	retries atomic.Int64
+	failing atomic.Pointer[error] // of the last try of a write that was tried again
 }
 
 func newClient(addrs []string) (*client, error) {
@@ -58,31 +59,72 @@ func (c *client) authorize(req *http.Request) {
 	}
 }
 
+// answer is what a node answered that is not OK.
+type answer struct {
+	status int
+	code   string // of the error in the body; empty where there is none
+	text   string
+}
+
+func (a *answer) Error() string { return a.text }
+
 // final: another try cannot change the answer.
-func final(status int) bool {
-	switch status {
+func (a *answer) final() bool {
+	switch a.status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusBadGateway, http.StatusInternalServerError:
 		return false
 	default:
-		return true
+		return a.code != "not_leader"
 	}
 }
 
+// atTheDoor: the node looked at the request and not at what became of earlier tries
+// of it.
+func (a *answer) atTheDoor() bool {
+	switch a.status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusNotImplemented:
+		return true
+	default:
+		return a.code == ""
+	}
+}
+
+// noEffect are the codes of refusals that are not final and say that the try which
+// is answered changes nothing.
+var noEffect = []string{"not_leader", "no_leader", "not_ready", "no_lease", "overloaded", "timeout", "clock_skew"}
+
+// open: the try may have an effect.
+func open(err error) bool {
+	var a *answer
+	if errors.As(err, &a) {
+		return !slices.Contains(noEffect, a.code) && !(a.final() && a.atTheDoor())
+	}
+	return !unsent(err)
+}
+
 // post sends a write until it is answered for good or ctx ends. Its request ID
-// makes the repetition safe. ErrUnknownOutcome where a try may have reached a node.
+// makes the repetition safe. ErrUnknownOutcome where a try may have had an effect.
 func (c *client) post(ctx context.Context, path, requestID string, body []byte) error {
 	wait := 20 * time.Millisecond
 	var before error // of the last try that ctx did not end
-	reached := false
+	opened, reached := false, false
 	for {
 		i := c.current.Load()
-		status, err := c.try(ctx, c.addrs[int(i)%len(c.addrs)]+path, requestID, body)
-		if err == nil || final(status) && status != 0 && !strings.Contains(err.Error(), `"not_leader"`) {
+		err := c.try(ctx, c.addrs[int(i)%len(c.addrs)]+path, requestID, body)
+		var a *answer
+		if err == nil {
+			return nil
+		}
+		if errors.As(err, &a) && a.final() {
+			if opened && a.atTheDoor() {
+				return fmt.Errorf("%w: an earlier try was not answered, and then: %w", replication.ErrUnknownOutcome, err)
+			}
 			return err
 		}
-		reached = reached || !unsent(err)
+		opened, reached = opened || open(err), reached || !unsent(err)
 		if ctx.Err() == nil {
 			before = err
+			c.failing.Store(&err)
 			c.retries.Add(1)
 			c.current.CompareAndSwap(i, i+1)
 			timer := time.NewTimer(wait)
@@ -93,7 +135,7 @@ func (c *client) post(ctx context.Context, path, requestID string, body []byte) 
 			}
 		}
 		if ctx.Err() != nil {
-			return givenUp(ctx.Err(), err, before, reached)
+			return givenUp(ctx.Err(), err, before, opened, reached)
 		}
 		wait = min(2*wait, time.Second)
 	}
@@ -101,14 +143,17 @@ func (c *client) post(ctx context.Context, path, requestID string, body []byte) 
 
 // givenUp is the error of a write that was not answered for good before its time
 // was over, where last is that of the last try.
-func givenUp(over, last, before error, reached bool) error {
+func givenUp(over, last, before error, opened, reached bool) error {
 	if before != nil {
 		last = fmt.Errorf("%w, after %w", over, before)
 	}
-	if !reached {
-		return fmt.Errorf("no node could be reached, nothing was written: %w", last)
+	switch {
+	case opened:
+		return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, last)
+	case reached:
+		return fmt.Errorf("no node took the write, nothing was written: %w", last)
 	}
-	return fmt.Errorf("%w: %w", replication.ErrUnknownOutcome, last)
+	return fmt.Errorf("no node could be reached, nothing was written: %w", last)
 }
 
 // unsent: the request did not get as far as a node.
@@ -117,29 +162,26 @@ func unsent(err error) bool {
 	return errors.As(err, &dial) && dial.Op == "dial"
 }
 
-// try sends a write once; status is 0 where no answer came.
-func (c *client) try(ctx context.Context, url, requestID string, body []byte) (status int, err error) {
+// try sends a write once. What a node answers that is not OK is an *answer.
+func (c *client) try(ctx context.Context, url, requestID string, body []byte) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout+5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return 0, err
+		return err
 	}
 	req.Header.Set("Request-Id", requestID)
 	c.authorize(req)
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil {
-		return 0, err
+	if resp.StatusCode == http.StatusOK {
+		_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return resp.StatusCode, fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
-	}
-	return resp.StatusCode, nil
+	return refusal(resp)
 }
 
 // get reads a JSON answer of one node, which has status OK or one of also.
@@ -161,7 +203,7 @@ func get(ctx context.Context, url string, v any, also ...int) error {
 	return json.NewDecoder(io.LimitReader(resp.Body, 16<<20)).Decode(v)
 }
 
-// refusal is the error in an answer that is not OK.
+// refusal is the error in an answer that is not OK: an *answer, if it came whole.
 func refusal(resp *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
@@ -173,10 +215,13 @@ func refusal(resp *http.Response) error {
 			Message string `json:"message"`
 		} `json:"error"`
 	}
+	a := &answer{status: resp.StatusCode}
 	if json.Unmarshal(text, &failure) == nil && failure.Error.Code != "" {
-		return fmt.Errorf("%s (%s)", failure.Error.Message, failure.Error.Code)
+		a.code, a.text = failure.Error.Code, fmt.Sprintf("%s (%s)", failure.Error.Message, failure.Error.Code)
+	} else {
+		a.text = fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(text))
 	}
-	return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
+	return a
 }
 
 func exportCommand() *cobra.Command {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -281,4 +282,72 @@ func TestErrorsSayWhatTheNodeSaid(t *testing.T) {
 	require.ErrorContains(t, verify(ended(), []string{s.URL}, time.Hour, false), "the disk is full")
 	asked, end = 0, func() {}
 	require.ErrorContains(t, get(t.Context(), s.URL, nil), "the disk is full (storage_failed)")
+}
+
+// TestTheOutcomeOfAWriteThatWasTriedAgain: it has failed where every try was refused,
+// and is unknown where one had no answer, whatever a node that does not let it in
+// says after that.
+func TestTheOutcomeOfAWriteThatWasTriedAgain(t *testing.T) {
+	vanish := func(http.ResponseWriter) { panic(http.ErrAbortHandler) }
+	refuse := func(err error) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) { replication.WriteHTTPError(w, err) }
+	}
+	unauthorized := refuse(replication.ErrHTTPUnauthorized)
+	for name, tc := range map[string]struct {
+		tries   []func(http.ResponseWriter) // the last one again and again
+		unknown bool
+		says    string
+	}{
+		"no quorum":                {[]func(http.ResponseWriter){refuse(replication.ErrNoLeader)}, false, "nothing was written"},
+		"no standby":               {[]func(http.ResponseWriter){refuse(replication.ErrNoLease)}, false, "nothing was written"},
+		"unconfirmed":              {[]func(http.ResponseWriter){refuse(replication.ErrUnconfirmed), refuse(replication.ErrNoLeader)}, true, "no leader"},
+		"no token":                 {[]func(http.ResponseWriter){unauthorized}, false, "unauthorized"},
+		"no answer, then no token": {[]func(http.ResponseWriter){vanish, unauthorized}, true, "unauthorized"},
+		"no answer, then exists":   {[]func(http.ResponseWriter){vanish, refuse(replication.ErrExists)}, false, "exists"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tried := new(atomic.Int64)
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				tc.tries[min(int(tried.Add(1)), len(tc.tries))-1](w)
+			}))
+			defer s.Close()
+			c, err := newClient([]string{s.URL})
+			require.NoError(t, err)
+			defer c.http.CloseIdleConnections()
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			err = c.post(ctx, "/graph/batch", "id", nil)
+			require.ErrorContains(t, err, tc.says)
+			require.Equal(t, tc.unknown, errors.Is(err, replication.ErrUnknownOutcome), err)
+		})
+	}
+}
+
+// TestImportSaysWhatKeepsIt where it does not move.
+func TestImportSaysWhatKeepsIt(t *testing.T) {
+	im := &importer{client: new(client)}
+	said := int64(0)
+	err := fmt.Errorf("no leader")
+	im.client.failing.Store(&err)
+	require.Equal(t, "0 records; trying again: no leader", im.progress(&said))
+	im.client.failing.Store(&err)
+	im.records.Add(64)
+	require.Equal(t, "64 records", im.progress(&said), "it moves")
+	require.Equal(t, "64 records", im.progress(&said), "nothing is tried again")
+}
+
+// TestAQueryThatIsNotKnownIsRefused: a misspelt consistency is no read of another
+// level.
+func TestAQueryThatIsNotKnownIsRefused(t *testing.T) {
+	s := &rest{}
+	mux := http.NewServeMux()
+	s.authorize = func(*http.Request) error { return nil }
+	s.mount(mux)
+	for _, r := range s.routes() {
+		method, path, _ := strings.Cut(r.pattern, " ")
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, httptest.NewRequest(method, path+"?consistancy=QUORUM", nil))
+		require.Equal(t, http.StatusBadRequest, w.Code, r.pattern)
+		require.Contains(t, w.Body.String(), "consistancy", r.pattern)
+	}
 }

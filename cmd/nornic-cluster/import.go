@@ -336,7 +336,8 @@ func (im *importer) send(ctx context.Context, b importBatch) error {
 			id = fmt.Sprintf("%s-%d", b.id, try)
 		}
 		err := im.client.post(ctx, "/graph/batch", id, b.body)
-		if im.o.part == "" || err == nil || !strings.Contains(err.Error(), `"missing_end"`) {
+		var a *answer
+		if im.o.part == "" || !errors.As(err, &a) || a.code != "missing_end" {
 			return err
 		}
 		im.waits.Add(1)
@@ -351,6 +352,17 @@ func (im *importer) send(ctx context.Context, b importBatch) error {
 	}
 }
 
+// progress says how many records are in, and where that is no more than was said
+// before, what keeps the others.
+func (im *importer) progress(said *int64) string {
+	records, still := im.records.Load(), ""
+	if err := im.client.failing.Swap(nil); err != nil && records == *said {
+		still = fmt.Sprintf("; trying again: %v", *err)
+	}
+	*said = records
+	return fmt.Sprintf("%d records%s", records, still)
+}
+
 // showProgress shows a bar on a terminal and a line every few seconds elsewhere.
 func (im *importer) showProgress() (stop func()) {
 	var bar *progressbar.ProgressBar
@@ -362,6 +374,7 @@ func (im *importer) showProgress() (stop func()) {
 	}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
+	said := int64(0)
 	wg.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
@@ -374,7 +387,7 @@ func (im *importer) showProgress() (stop func()) {
 			if bar != nil {
 				_ = bar.Set64(im.records.Load())
 			} else {
-				fmt.Fprintf(os.Stderr, "%d records\n", im.records.Load())
+				fmt.Fprintln(os.Stderr, im.progress(&said))
 			}
 		}
 	})

@@ -259,7 +259,7 @@ func onceEach(t *testing.T, url, name string) (progress func(), stop func() int)
 			default:
 			}
 			id := fmt.Sprintf("%s-%d", name, i)
-			if _, err := c.try(t.Context(), c.addrs[0]+"/graph/batch", id, []byte(`{"type":"node","id":"`+id+`"}`)); err != nil {
+			if err := c.try(t.Context(), c.addrs[0]+"/graph/batch", id, []byte(`{"type":"node","id":"`+id+`"}`)); err != nil {
 				t.Errorf("%s: %v", id, err)
 				return
 			}
