@@ -106,7 +106,7 @@ func (n *Node) openLocal() (err error) {
 	n.mu.Unlock()
 	store, err := n.opts.logStores[n.cfg.LogStore](n.cfg.DataDir)
 	if err != nil {
-		return fmt.Errorf("log store %s: %w", n.cfg.LogStore, err)
+		return fmt.Errorf("log store %s in %s: %w", n.cfg.LogStore, n.cfg.DataDir, err)
 	}
 	n.logs = newWatchedStore(store, time.Now)
 	if n.opts.snapshots != nil {

@@ -171,7 +171,7 @@ func (n *Node) openLocal() error {
 		return err
 	}
 	if n.store, err = n.opts.logStores[n.cfg.LogStore](n.cfg.DataDir); err != nil {
-		return fmt.Errorf("log store %s: %w", n.cfg.LogStore, err)
+		return fmt.Errorf("log store %s in %s: %w", n.cfg.LogStore, n.cfg.DataDir, err)
 	}
 	if n.log, err = n.openLog(stored); err != nil {
 		return err

@@ -56,7 +56,7 @@ func openNode(cfg *replication.Config, httpAddr string, logger *slog.Logger, opt
 	}
 	l, err := net.Listen("tcp", httpAddr)
 	if err != nil {
-		return nil, errors.Join(err, store.Close())
+		return nil, errors.Join(fmt.Errorf("HTTP address: %w", err), store.Close())
 	}
 	n := &node{repl: repl, store: store, url: "http://" + l.Addr().String(), done: make(chan error, 1), readLevel: cfg.ReadConsistency}
 	authorize, err := authorizer(l.Addr())

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -322,7 +323,6 @@ func TestRecoverByTheBinary(t *testing.T) {
 	holds(t, list, writes)
 }
 
-// TestHelpHasAnExampleForEveryCommand.
 // A node that waits for its peers says so where an operator looks first.
 func TestStatusSaysWhatANodeWaitsFor(t *testing.T) {
 	addrs := freeAddrs(t, 2)
@@ -339,6 +339,38 @@ func TestStatusSaysWhatANodeWaitsFor(t *testing.T) {
 	p.terminate()
 }
 
+// A node that cannot start never says that it serves.
+func TestServeSaysServingWhenItServes(t *testing.T) {
+	env := []string{"NORNICDB_CLUSTER_MODE=raft", "NORNICDB_CLUSTER_BIND_ADDR=" + freeAddrs(t, 1)[0], "NORNICDB_CLUSTER_RAFT_BOOTSTRAP=true", "NORNICDB_CLUSTER_TLS_ENABLED=true"}
+	for _, file := range []string{"CERT", "KEY", "CA"} {
+		env = append(env, "NORNICDB_CLUSTER_TLS_"+file+"_FILE="+filepath.Join(t.TempDir(), "none.pem"))
+	}
+	out, err := binary(env, "serve", "--http", "127.0.0.1:0", "--data", t.TempDir()).CombinedOutput()
+	var exit *exec.ExitError
+	require.True(t, errors.As(err, &exit), "%v", err)
+	require.Equal(t, 2, exit.ExitCode())
+	require.Contains(t, string(out), "NORNICDB_CLUSTER_TLS_CERT_FILE")
+	require.NotContains(t, string(out), "serving")
+}
+
+// A node of a cluster whose environment was forgotten stays what it is.
+func TestANodeIsNotTakenOutOfItsClusterByAnEmptyEnvironment(t *testing.T) {
+	dir, addr := t.TempDir(), freeAddrs(t, 1)[0]
+	p := newProcess(t, dir, "n0", addr, nil)
+	p.env = append(p.env, "NORNICDB_CLUSTER_RAFT_BOOTSTRAP=true")
+	p.start()
+	until(t, "it serves", func() bool { return p.said("msg=serving") })
+	p.terminate()
+	require.True(t, p.said("msg=stopped"))
+	out, err := binary(nil, p.args...).CombinedOutput()
+	var exit *exec.ExitError
+	require.True(t, errors.As(err, &exit), "%v", err)
+	require.Equal(t, 2, exit.ExitCode(), string(out))
+	require.Contains(t, string(out), "NORNICDB_CLUSTER_MODE is not set")
+	require.NotContains(t, string(out), "leaves the history")
+}
+
+// TestHelpHasAnExampleForEveryCommand.
 func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 	for _, args := range [][]string{{"add"}, {"remove"}, {"transfer"}, {"snapshot"}, {"solo"}, {"promote"}, {"conflicts"}, {"conflicts", "resolve"},
 		{"region", "promote"}, {"region", "remove"}, {"recover"}, {"status"}} {
@@ -351,7 +383,8 @@ func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 // TestWrongCommandsEndWithStatusTwo: bad usage, as wrong flags and arguments are.
 func TestWrongCommandsEndWithStatusTwo(t *testing.T) {
 	for _, args := range [][]string{{"frob"}, {"region", "frob"}, {"conflicts", "frob"}, {"status", "--frob"}, {"remove"},
-		{"region", "settings", "--outbox-max-entries", "0"}} {
+		{"region", "settings", "--outbox-max-entries", "0"}, {"serve", "--http", ""}, {"serve", "--http", "7474"}, {"serve", "--http", "127.0.0.1:99999"},
+		{"serve", "--http", "127.0.0.1:"}, {"serve", "--data", ""}} {
 		_, errs, status := runCommand(t, args...)
 		require.Equal(t, 2, status, args)
 		require.Contains(t, errs, "bad usage", args)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,9 @@ func serveCommand() *cobra.Command {
 		Use: "serve", Short: "Run one node, configured by NORNICDB_CLUSTER_*", Args: exactArgs(0),
 		Example: "  NORNICDB_CLUSTER_MODE=standalone nornic-cluster serve --http 127.0.0.1:7474 --data ./data/n1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkServeFlags(httpAddr, cmd.Flags().Changed("data") && dataDir == ""); err != nil {
+				return err
+			}
 			cfg, err := replication.LoadFromEnv()
 			if err != nil {
 				return err
@@ -30,31 +34,82 @@ func serveCommand() *cobra.Command {
 			if dataDir != "" {
 				cfg.DataDir = dataDir
 			}
+			if err := checkModeIsMeant(cfg); err != nil {
+				return err
+			}
 			logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 			var opts []raftnode.Option
 			if force {
 				opts = append(opts, raftnode.WithForce())
 			}
-			n, err := openNode(cfg, httpAddr, logger, opts...)
-			if err != nil {
-				return err
-			}
-			logger.Info("serving", "http", n.url, "cluster", cfg.BindAddr, "mode", string(cfg.Mode))
-			err = n.start(cmd.Context())
-			if err == nil {
-				<-cmd.Context().Done()
-				return n.leave(logger)
-			}
-			if cmd.Context().Err() != nil {
-				err = nil // stopped while it waited for its peers
-			}
-			return errors.Join(err, n.stop())
+			return serve(cmd.Context(), cfg, httpAddr, logger, opts...)
 		},
 	}
 	cmd.Flags().StringVar(&httpAddr, "http", "127.0.0.1:7474", "HTTP address")
 	cmd.Flags().BoolVar(&force, "force", false, "found a cluster although a listed peer cannot be asked whether it has one")
 	cmd.Flags().StringVar(&dataDir, "data", "", "data directory (instead of NORNICDB_CLUSTER_DATA_DIR)")
 	return cmd
+}
+
+// serve runs a node until ctx ends.
+func serve(ctx context.Context, cfg *replication.Config, httpAddr string, logger *slog.Logger, opts ...raftnode.Option) error {
+	n, err := openNode(cfg, httpAddr, logger, opts...)
+	if err != nil {
+		return err
+	}
+	where := []any{"http", n.url, "cluster", cfg.BindAddr, "mode", string(cfg.Mode)}
+	logger.Info("starting", where...) // its health can be asked for while it waits for its peers
+	if err := n.start(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = nil // stopped while it waited
+		}
+		return errors.Join(err, n.stop())
+	}
+	logger.Info("serving", where...)
+	<-ctx.Done()
+	logger.Info("stopping")
+	if err := n.leave(logger); err != nil {
+		return err
+	}
+	logger.Info("stopped")
+	return nil
+}
+
+// checkServeFlags refuses what is otherwise taken for something else: no HTTP
+// address is any port of all interfaces, no directory that of the environment.
+func checkServeFlags(httpAddr string, noData bool) error {
+	_, port, err := net.SplitHostPort(httpAddr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil || port == "" {
+		return fmt.Errorf("%w: --http=%q is not host:port", errUsage, httpAddr)
+	}
+	if noData {
+		return fmt.Errorf("%w: --data names no directory", errUsage)
+	}
+	return nil
+}
+
+// checkModeIsMeant refuses a node of a cluster that is started without any mode, in
+// an environment that was forgotten say: alone it would leave its cluster's history,
+// for good.
+func checkModeIsMeant(cfg *replication.Config) error {
+	if os.Getenv("NORNICDB_CLUSTER_MODE") != "" {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(cfg.DataDir, "node.json"))
+	if err != nil {
+		return nil // new, or never a node of a cluster; what cannot be read is said by who needs it
+	}
+	var first struct {
+		Mode string `json:"mode"`
+	}
+	if json.Unmarshal(data, &first) == nil && first.Mode != "" && first.Mode != string(cfg.Mode) {
+		return fmt.Errorf("%w: NORNICDB_CLUSTER_MODE is not set, and %s is that of a node in mode %s: set it to that, or to standalone to take the data out of the cluster",
+			replication.ErrInvalidConfig, cfg.DataDir, first.Mode)
+	}
+	return nil
 }
 
 type demoOptions struct {
@@ -92,6 +147,13 @@ func demoCommand() *cobra.Command {
 }
 
 func demo(ctx context.Context, o *demoOptions) (err error) {
+	if o.importFile != "" && o.importFile != "-" { // before anything is started for it
+		in, err := openGraph(o.importFile)
+		if err != nil {
+			return fmt.Errorf("--import: %w", err)
+		}
+		_ = in.Close() // read later
+	}
 	if o.dir == "" {
 		if o.dir, err = os.MkdirTemp("", "nornic-demo-"); err != nil {
 			return err
