@@ -1,5 +1,11 @@
 package standby
 
+import (
+	"context"
+
+	"github.com/nornicdb/replication"
+)
+
 // StateDisk keeps a value under a key.
 type StateDisk interface {
 	Get(key []byte) ([]byte, error)
@@ -29,6 +35,14 @@ func (d diskStates) save(s Stored) error {
 	}
 	return d.disk.Set([]byte(stateFileName), data)
 }
+
+// CommitPlain is the end of a batch without epoch that has waited for the disk.
+func CommitPlain(ctx context.Context, r replication.Replicator, position uint64) error {
+	return r.(*Node).commitPlain(ctx, position)
+}
+
+// Committed is how far a node's Storage may go.
+func Committed(r replication.Replicator) uint64 { return r.(*Node).feed.Committed() }
 
 // OpenBolt opens the built-in log store.
 var OpenBolt = openBolt

@@ -42,13 +42,29 @@ func (n *Node) plainBatch(ctx context.Context, req *replication.Request) (any, e
 	if err != nil {
 		return nil, err
 	}
-	n.feed.Commit(ack.Received)
+	if err := n.commitPlain(ctx, ack.Received); err != nil {
+		return nil, err // what came was cut off again; what stands there now is the primary's
+	}
 	return n.batchResponse(ack), nil
 }
 
-// followPlain makes the receiver take batches without epoch, unless a step has
-// made this node part of a pair meanwhile.
+// followPlain makes the receiver take batches without epoch.
 func (n *Node) followPlain(ctx context.Context) error {
+	return n.whilePlain(ctx, func() {
+		n.plain.Store(true)
+		n.receiver.Follow("", replication.Epoch{})
+	})
+}
+
+// commitPlain lets the Storage have what a batch without epoch has brought. The batch
+// has waited for the disk since it was taken.
+func (n *Node) commitPlain(ctx context.Context, position uint64) error {
+	return n.whilePlain(ctx, func() { n.feed.Commit(position) })
+}
+
+// whilePlain does something, unless a step has made this node part of a pair
+// meanwhile.
+func (n *Node) whilePlain(ctx context.Context, do func()) error {
 	if err := n.role.RLock(ctx); err != nil {
 		return err
 	}
@@ -56,8 +72,7 @@ func (n *Node) followPlain(ctx context.Context) error {
 	if n.machine.stored.History != "" || n.machine.role != RoleStarting {
 		return n.notLeader()
 	}
-	n.plain.Store(true)
-	n.receiver.Follow("", replication.Epoch{})
+	do()
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nornicdb/replication"
+	"github.com/nornicdb/replication/standby"
 	"github.com/nornicdb/replication/transport"
 	"github.com/stretchr/testify/require"
 )
@@ -53,5 +54,23 @@ func TestPlainPeer(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, promoted.Ready)
 		require.NotContains(t, fmt.Sprint(p.b.repl.Health().Reasons), "unfenced")
+	})
+}
+
+// A batch without epoch waits for the disk. If the node has become part of a pair
+// before it goes on, its positions are those of the primary's entries: the Storage
+// gets none of them before they are acknowledged, and the sender is not told that
+// they are its own.
+func TestPlainBatchThatIsLateCommitsNothing(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.HA.SyncMode = replication.SyncFull }, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "n1")
+		p.same()
+		for _, n := range []*node{p.a, p.b} {
+			before := standby.Committed(n.repl)
+			require.ErrorIs(t, standby.CommitPlain(t.Context(), n.repl, before+100), replication.ErrNotLeader)
+			require.Equal(t, before, standby.Committed(n.repl))
+		}
 	})
 }
