@@ -123,3 +123,39 @@ func TestNoEpochNumberIsLeft(t *testing.T) {
 	m, _ = m.step(event{kind: evTick, now: at(200 * time.Second), log: leaderLog})
 	require.Equal(t, ep(3, "a"), m.stored.Epoch)
 }
+
+// A server that vanishes within the TLS handshake reads as one that refuses this node
+// (transport/DESIGN.md). Whenever that happens, nobody takes over earlier for it, and
+// a standby not later either: it waits for its primary's heartbeats.
+func TestARefusalBringsNoTakeoverForward(t *testing.T) {
+	following := func(m *machine) {
+		m.role, m.follows, m.answered, m.heard = RoleStandby, true, 100*time.Second, 100*time.Second
+		m.stored = with(ep(1, "b"), func(s *Stored) { s.Admitted = true })
+		m.peer, m.peerKnown = *peerB(m.stored, RolePrimary), true
+	}
+	owner := func(m *machine) { m.stored = with(ep(1, "a"), nil) }
+	admitted := func(m *machine) { m.stored = with(ep(1, "b"), func(s *Stored) { s.Admitted = true }) }
+	took := func(node func(*machine), refusals int) (second int) {
+		m := starter(node)
+		for second = 1; m.role == RoleStandby || m.role == RoleStarting; second++ {
+			require.Less(t, second, 100, "nobody takes over")
+			now := at(100*time.Second + time.Duration(second)*time.Second)
+			if refusals>>(second-1)&1 == 1 {
+				m, _ = m.step(event{kind: evRefused, now: now, log: leaderLog, reason: "the peer hung up"})
+			}
+			m, _ = m.step(event{kind: evTick, now: now, log: leaderLog})
+		}
+		require.Equal(t, RoleFencing, m.role, "it asks the other to stop first")
+		return second
+	}
+	for name, node := range map[string]func(*machine){"standby": following, "owner starts": owner, "admitted starts": admitted} {
+		silence := took(node, 0)
+		for refusals := range 1 << 12 {
+			second := took(node, refusals)
+			require.GreaterOrEqual(t, second, silence, "%s %b", name, refusals)
+			if name == "standby" {
+				require.Equal(t, silence, second, "%b", refusals)
+			}
+		}
+	}
+}
