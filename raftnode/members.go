@@ -149,7 +149,7 @@ func (n *Node) answersAt(ctx context.Context, id, addr string) bool {
 func (n *Node) removeMember(ctx context.Context, id string, force bool) error {
 	s, known := n.server(raft.ServerID(id))
 	if !known {
-		return fmt.Errorf("%w: no member %s", replication.ErrNotFound, id)
+		return replication.ErrNotFound // see noMember
 	}
 	if s.Suffrage == raft.Voter {
 		others, self := n.otherVoters()
@@ -209,7 +209,7 @@ func (n *Node) transfer(ctx context.Context, id string) error {
 		s, known := n.server(raft.ServerID(id))
 		switch {
 		case !known:
-			return fmt.Errorf("%w: no member %s", replication.ErrNotFound, id)
+			return replication.ErrNotFound // see noMember
 		case s.ID == n.id():
 			return nil
 		case s.Suffrage != raft.Voter:

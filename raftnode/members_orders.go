@@ -34,18 +34,26 @@ func (n *Node) AddMember(ctx context.Context, id, addr string, voter bool) error
 
 // RemoveMember implements replication.Membership, on any node.
 func (n *Node) RemoveMember(ctx context.Context, id string, force bool) error {
-	return n.order(ctx, replication.MsgLeave,
+	return noMember(id, n.order(ctx, replication.MsgLeave,
 		func(ctx context.Context) error { return n.removeMember(ctx, id, force) },
 		func(ms int64) any {
 			return &replication.LeaveRequest{NodeID: id, Force: force, Operator: true, TimeoutMS: ms}
-		})
+		}))
 }
 
 // TransferLeadership implements replication.Membership, on any node.
 func (n *Node) TransferLeadership(ctx context.Context, id string) error {
-	return n.order(ctx, replication.MsgTransfer,
+	return noMember(id, n.order(ctx, replication.MsgTransfer,
 		func(ctx context.Context) error { return n.transfer(ctx, id) },
-		func(ms int64) any { return &replication.TransferRequest{NodeID: id, TimeoutMS: ms} })
+		func(ms int64) any { return &replication.TransferRequest{NodeID: id, TimeoutMS: ms} }))
+}
+
+// noMember says what was not found: a verdict comes from the leader without its text.
+func noMember(id string, err error) error {
+	if errors.Is(err, replication.ErrNotFound) {
+		return fmt.Errorf("%w: no member %s", replication.ErrNotFound, id)
+	}
+	return err
 }
 
 // order carries out an operator's order on the leader, whoever that is. It is

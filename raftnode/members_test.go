@@ -18,7 +18,12 @@ func TestMembershipGuardsTheQuorum(t *testing.T) {
 	members := orders(leader)
 	require.NoError(t, leader.repl.Apply(putNode(t, "a", 1), patience))
 	followers := c.others(leader)
-	require.ErrorIs(t, members.RemoveMember(withTimeout(t), "nobody", false), replication.ErrNotFound)
+	for _, asked := range []replication.Membership{members, followers[0].repl.(replication.Membership)} { // itself, and over the wire
+		for _, err := range []error{asked.RemoveMember(withTimeout(t), "nobody", false), asked.TransferLeadership(withTimeout(t), "nobody")} {
+			require.ErrorIs(t, err, replication.ErrNotFound)
+			require.ErrorContains(t, err, "no member nobody")
+		}
+	}
 
 	c.stop(followers[1])
 	require.ErrorIs(t, members.RemoveMember(withTimeout(t), followers[0].cfg.NodeID, false), replication.ErrQuorumAtRisk,

@@ -117,6 +117,9 @@ func (n *Node) running() error {
 	case stateClosed:
 		return replication.ErrClosed
 	default:
+		if n.waiting != "" {
+			return fmt.Errorf("%w: %s", replication.ErrNotReady, n.waiting)
+		}
 		return replication.ErrNotReady
 	}
 }

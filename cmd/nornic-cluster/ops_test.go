@@ -336,6 +336,11 @@ func TestStatusSaysWhatANodeWaitsFor(t *testing.T) {
 	v := clusterSays(t, p.url)
 	require.Equal(t, "starting", v.Node.State)
 	require.NotEmpty(t, v.Node.Reasons)
+	c, err := newClient([]string{p.url})
+	require.NoError(t, err)
+	defer c.http.CloseIdleConnections()
+	err = c.try(t.Context(), p.url+"/graph/batch", "", []byte(`{"type":"node","id":"early"}`))
+	require.ErrorContains(t, err, addrs[1], "so does a write that is refused")
 	p.terminate()
 }
 
