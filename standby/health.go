@@ -59,6 +59,9 @@ func (n *Node) fillPeer(h *replication.HealthStatus, m *machine) {
 			if m.stored.PeerAdmitted {
 				p.State = "admitted"
 			}
+			if m.peer.Role != RoleStandby { // it answers, and does not follow
+				p.State = string(m.peer.Role)
+			}
 			p.Lag = int64(n.log.Last().Position - min(m.ack.Persisted, n.log.Last().Position))
 		}
 	} else if m.peerKnown {
@@ -118,11 +121,17 @@ func (n *Node) judge(h *replication.HealthStatus, m *machine) {
 	}
 	h.Healthy = h.State == "healthy"
 	h.Ready = h.Healthy && h.LagEntries <= readyLag
-	if m.role == RolePrimary && !m.stored.PeerAdmitted {
+	less := func(reason string) {
 		if h.Healthy {
 			h.State = "degraded"
 		}
-		h.Reasons = append(h.Reasons, "no standby is admitted: a failover would need an operator")
+		h.Reasons = append(h.Reasons, reason)
+	}
+	if m.role == RolePrimary && !m.stored.PeerAdmitted {
+		less("no standby is admitted: a failover would need an operator")
+	}
+	if m.waitsForStandby(n.now().boot) {
+		less(fmt.Sprintf("the standby does not follow: in mode %s no write is acknowledged until it does", m.mode))
 	}
 	if n.plain.Load() && m.stored.Epoch.IsZero() {
 		h.Reasons = append(h.Reasons, "unfenced: the primary speaks without epochs, so nothing keeps two primaries apart")

@@ -2,6 +2,7 @@ package standby
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/nornicdb/replication"
 	"github.com/nornicdb/replication/walstream"
@@ -208,6 +209,15 @@ func (m *machine) commit(now instant, durable uint64) (uint64, bool) {
 		return min(durable, m.ack.Received), true
 	}
 	return min(durable, m.ack.Persisted), true
+}
+
+// waitsForStandby: a primary whose writes wait for a standby that is away, or answers
+// and does not follow, as its disk has failed, say.
+func (m *machine) waitsForStandby(now time.Duration) bool {
+	if m.role != RolePrimary || m.mode == replication.SyncAsync || m.alone {
+		return false
+	}
+	return now-m.contact >= m.failover || m.peer.Role != RoleStandby
 }
 
 // promote is an operator's word. A planned switch needs the primary's answer and

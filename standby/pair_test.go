@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -351,4 +352,29 @@ func TestFailedAndHungDisk(t *testing.T) {
 			require.True(t, p.has(p.a, "n1") && p.has(p.a, "n3"))
 		})
 	}
+}
+
+// A primary whose writes wait for its standby says so: where that is silent, and where
+// it answers and cannot follow any more.
+func TestPrimarySaysThatWritesWaitForItsStandby(t *testing.T) {
+	const waits = "the standby does not follow: in mode sync no write is acknowledged until it does"
+	inBubble(t, func(c *replication.Config) { c.HA.SyncMode = replication.SyncFull }, func(t *testing.T, p *pair) {
+		p.start(p.a, p.b)
+		p.admitted(p.a)
+		p.write(p.a, "n1")
+		require.Empty(t, p.a.repl.Health().Reasons)
+		p.b.disk.set(fmt.Errorf("no space left"), nil)
+		require.ErrorIs(t, p.a.repl.Apply(putNode(t, "n2", 1), failover/2), standby.ErrUnconfirmed)
+		h := p.a.repl.Health()
+		require.Contains(t, h.Reasons, waits)
+		require.Equal(t, "degraded", h.State)
+		require.Equal(t, "fenced", h.Peers[0].State)
+		p.b.disk.set(nil, nil)
+		p.stop(p.b)
+		p.start(p.b)
+		p.admitted(p.a)
+		require.NotContains(t, p.a.repl.Health().Reasons, waits)
+		p.stop(p.b)
+		p.until("said", func() bool { return slices.Contains(p.a.repl.Health().Reasons, waits) })
+	})
 }
