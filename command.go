@@ -207,11 +207,30 @@ func newCommand(t CommandType, v any) (*Command, error) {
 	return &Command{Type: t, Data: data, Timestamp: time.Now()}, nil
 }
 
-// NewNodeCommand makes a CreateNode, UpdateNode or PutNode.
-func NewNodeCommand(t CommandType, n *Node) (*Command, error) { return newCommand(t, n) }
+// NewNodeCommand makes a CreateNode, UpdateNode or PutNode (which is both: it creates
+// the node or replaces it, whichever it meets). Another type, or no node, is
+// [ErrInvalidCommand]; the node itself is checked by [Command.Validate].
+func NewNodeCommand(t CommandType, n *Node) (*Command, error) {
+	switch {
+	case t != CmdCreateNode && t != CmdUpdateNode && t != CmdPutNode:
+		return nil, fmt.Errorf("%w: %s is not about a node", ErrInvalidCommand, t)
+	case n == nil:
+		return nil, fmt.Errorf("%w: no node", ErrInvalidCommand)
+	}
+	return newCommand(t, n)
+}
 
-// NewEdgeCommand makes a CreateEdge, PutEdge or UpdateEdge.
-func NewEdgeCommand(t CommandType, e *Edge) (*Command, error) { return newCommand(t, e) }
+// NewEdgeCommand makes a CreateEdge, UpdateEdge or PutEdge (which is both). Another
+// type, or no edge, is [ErrInvalidCommand].
+func NewEdgeCommand(t CommandType, e *Edge) (*Command, error) {
+	switch {
+	case t != CmdCreateEdge && t != CmdUpdateEdge && t != CmdPutEdge:
+		return nil, fmt.Errorf("%w: %s is not about an edge", ErrInvalidCommand, t)
+	case e == nil:
+		return nil, fmt.Errorf("%w: no edge", ErrInvalidCommand)
+	}
+	return newCommand(t, e)
+}
 
 // NewDeleteNode makes a DeleteNode.
 func NewDeleteNode(id NodeID) *Command {

@@ -91,12 +91,12 @@ type RaftConfig struct {
 	HeartbeatTimeout   time.Duration // the leader's heartbeat interval
 	LeaderLeaseTimeout time.Duration
 	SnapshotInterval   time.Duration
-	SnapshotThreshold  uint64 // log entries
-	SnapshotRetain     int
-	TrailingLogs       uint64 // log entries
-	MaxAppendEntries   int
-	CommitTimeout      time.Duration
-	MaxInflightLogs    int // writes
+	SnapshotThreshold  uint64        // log entries
+	SnapshotRetain     int           // snapshots
+	TrailingLogs       uint64        // log entries
+	MaxAppendEntries   int           // log entries a message
+	CommitTimeout      time.Duration // idle interval after which followers learn of a commit
+	MaxInflightLogs    int           // writes
 	ForwardWrites      bool
 }
 

@@ -35,9 +35,14 @@ type setPropertyOperation struct {
 // Dispatch decodes a command in NornicDB's forms and calls the operations of
 // the Storage interface: what an embedder without a better idea makes its
 // ApplyCommand of. A malformed or unknown command is the verdict
-// [ErrInvalidCommand]. The commands of a BatchWrite run in order and stop at
+// [ErrInvalidCommand]. A PutNode is an UpdateNode, and a CreateNode where that finds
+// none; a PutEdge likewise, which deletes the edge and creates it anew where the
+// storage is no EdgeStorage. The commands of a BatchWrite run in order and stop at
 // the first error; it is the StorageApplier that makes them all or none.
 func Dispatch(s Storage, cmd *Command) error {
+	if cmd == nil {
+		return fmt.Errorf("%w: nil", ErrInvalidCommand)
+	}
 	if cmd.Type != CmdBatchWrite {
 		op, err := decodeOperation(cmd)
 		if err != nil {

@@ -227,7 +227,9 @@ func (e *wrapped) Unwrap() error { return e.sentinel }
 
 // Verdict tells a verdict from a storage failure (architecture, "Verdicts and
 // failures"). A verdict wraps one of the verdict sentinels or has a method
-// ErrorCode() string; its code is stable and is what gets replicated.
+// ErrorCode() string; its code is stable and is what gets replicated. A caller finds
+// its own again, wherever it was given, with [errors.As] and that method: from another
+// node, or for a repeated request, it comes as a [VerdictError].
 func Verdict(err error) (code string, ok bool) {
 	if err == nil {
 		return "", false

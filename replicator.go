@@ -35,7 +35,9 @@ const (
 // Replicator is one node of any mode (source document, "Replicator
 // Interface"). All methods are safe for concurrent use.
 type Replicator interface {
-	// Start starts the replicator. ctx bounds the start, not the life.
+	// Start starts the replicator, once. ctx bounds the start, not the life. A
+	// replicator whose start failed is of no more use than one that was shut down:
+	// make another to try again.
 	Start(ctx context.Context) error
 
 	// Apply applies a write, through the leader if need be, and returns when
@@ -57,7 +59,8 @@ type Replicator interface {
 	// Health returns the node's health. It does not block on other nodes.
 	Health() *HealthStatus
 
-	// WaitForLeader blocks until a leader is known: ErrNoLeader otherwise.
+	// WaitForLeader blocks until a leader is known: ErrNoLeader otherwise. timeout
+	// must be positive (ErrInvalidTimeout).
 	WaitForLeader(timeout time.Duration) error
 
 	// Mode returns the replication mode.

@@ -62,7 +62,7 @@ func (s *standalone) Start(context.Context) error {
 		return ErrClosed
 	}
 	if s.started {
-		return nil
+		return fmt.Errorf("%w: started already", ErrInvalidConfig)
 	}
 	applier, err := NewStorageApplier(s.storage)
 	if err != nil {
@@ -259,7 +259,10 @@ func (s *standalone) LeaderID() string {
 	return ""
 }
 
-func (s *standalone) WaitForLeader(time.Duration) error {
+func (s *standalone) WaitForLeader(timeout time.Duration) error {
+	if timeout <= 0 {
+		return fmt.Errorf("%w: %s", ErrInvalidTimeout, timeout)
+	}
 	if _, err := s.ready(); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoLeader, err)
 	}

@@ -71,10 +71,14 @@ type TxStorage interface {
 	Storage
 	// Update runs fn in one transaction. It is durable when Update returns
 	// nil, unless the storage was told to defer that, and has left no trace when
-	// Update returns fn's error. Tx is valid only within fn, and fn sees its own
-	// writes.
+	// Update returns fn's error, or fn panics. Tx is valid only within fn, and fn
+	// sees its own writes.
+	//
+	// Multi-region mode reads the graph, too: there Tx is also a
+	// conflict.GraphReader (package region/conflict).
 	Update(fn func(Tx) error) error
-	// View gives a consistent read of the metadata rows; many at once.
+	// View gives a consistent read of the metadata rows; many at once. For
+	// multi-region mode its Meta is also a conflict.NodeReader.
 	View(fn func(Meta) error) error
 }
 
@@ -122,7 +126,8 @@ type Tx interface {
 }
 
 // Meta reads metadata rows: small rows beside the graph that belong to the
-// replication layer and are part of every snapshot.
+// replication layer and are part of every snapshot. Keys and values are any bytes,
+// text or not.
 type Meta interface {
 	// GetMeta returns a copy of the value, nil where there is none.
 	GetMeta(key []byte) ([]byte, error)

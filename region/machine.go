@@ -97,6 +97,9 @@ func newMachine(storage replication.Storage) (*machine, error) {
 		}
 		return errProbe
 	})
+	if err == nil {
+		return nil, fmt.Errorf("%w: the storage's Update returned nil where its function returned an error", replication.ErrStorageFailed)
+	}
 	if !errors.Is(err, errProbe) {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func (n *Node) Conflicts(_ context.Context, f replication.ConflictFilter) (list 
 	switch filter.Field {
 	case "", conflict.FieldNode, conflict.FieldLabels, conflict.FieldProperty, conflict.FieldEdge:
 	default:
-		return nil, fmt.Errorf("%w: field %q", replication.ErrInvalidCommand, f.Field)
+		return nil, fmt.Errorf("%w: field %q; allowed: node, labels, property, edge", replication.ErrInvalidCommand, f.Field)
 	}
 	if f.After != "" {
 		after, err := conflict.ParseKey(f.After)
