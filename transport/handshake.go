@@ -10,7 +10,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/nornicdb/replication"
@@ -307,7 +309,11 @@ func (t *Transport) acceptHandshake(c net.Conn, r *bufio.Reader, first *envelope
 func (t *Transport) checkProof(r *bufio.Reader, script []byte) error {
 	frame, err := readFrame(r, maxUnprovenFrameBytes)
 	if err != nil {
-		return &rejection{reason: "no_proof", err: fmt.Errorf("%w: no proof came: %w", replication.ErrUnauthenticated, err)}
+		why := "no proof came"
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			why = "the dialer hung up before its proof: it has another secret, or waited no longer for a node that stood still"
+		}
+		return &rejection{reason: "no_proof", err: fmt.Errorf("%w: %s: %w", replication.ErrUnauthenticated, why, err)}
 	}
 	e, err := decodeEnvelope(frame)
 	if err != nil {
