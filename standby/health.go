@@ -69,7 +69,10 @@ func (n *Node) fillPeer(h *replication.HealthStatus, m *machine) {
 		h.LastContact = n.rt.Now().Add(-n.ago(last))
 	}
 	p.Healthy = m.peer.NodeID != "" && n.ago(last) < n.cfg.HA.FailoverTimeout
-	if !p.Healthy {
+	switch {
+	case m.refused != "": // who refuses this node, or is none to pair with, is there; it answers nothing
+		p.Healthy, p.State = false, "refused"
+	case !p.Healthy:
 		p.State = "unreachable"
 	}
 	if m.role == RoleStandby {

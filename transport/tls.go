@@ -195,7 +195,7 @@ func tlsError(err error) error {
 	case errors.As(err, &other):
 		return fmt.Errorf("%w: %w: %s", replication.ErrUnauthenticated, err, bothOrNone)
 	case errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET):
-		return fmt.Errorf("%w: the peer hung up in the TLS handshake: %w: %s", replication.ErrUnauthenticated, err, bothOrNone)
+		return fmt.Errorf("%w: the peer hung up in the TLS handshake: %w: it has just died, or %s", replication.ErrUnauthenticated, err, bothOrNone)
 	}
 	return fmt.Errorf("%w: %w", replication.ErrUnauthenticated, err)
 }
