@@ -75,6 +75,9 @@ func (r *apocReader) next() (*apocRecord, error) {
 		}
 		rec := new(apocRecord)
 		if err := json.Unmarshal(r.scan.Bytes(), rec); err != nil {
+			if cut := r.scan.Err(); cut != nil { // the line is what came before that
+				return nil, fmt.Errorf("line %d: %w", r.line, cut)
+			}
 			return nil, fmt.Errorf("%w: line %d: %w", replication.ErrInvalidCommand, r.line, err)
 		}
 		return rec, nil

@@ -40,6 +40,9 @@ func benchCommand() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
+			if o.embedded > 0 && cmd.Flags().Changed("addr") {
+				return fmt.Errorf("%w: --addr or --embedded, not both", errUsage)
+			}
 			return bench(cmd.Context(), &o, os.Stdout)
 		},
 	}

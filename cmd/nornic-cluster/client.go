@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -37,14 +38,17 @@ func newClient(addrs []string) (*client, error) {
 	}
 	c := &client{token: token}
 	for _, a := range addrs {
-		a = strings.TrimRight(strings.TrimSpace(a), "/")
+		a = strings.TrimSpace(a)
 		if a == "" {
 			continue
 		}
 		if !strings.Contains(a, "://") {
 			a = "http://" + a
 		}
-		c.addrs = append(c.addrs, a)
+		if u, err := url.Parse(a); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Contains(a, ",") {
+			return nil, fmt.Errorf("%w: --addr: %q is not the http address of one node", errUsage, a)
+		}
+		c.addrs = append(c.addrs, strings.TrimRight(a, "/"))
 	}
 	if len(c.addrs) == 0 {
 		return nil, fmt.Errorf("%w: --addr names no node", errUsage)

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -350,4 +353,24 @@ func TestAQueryThatIsNotKnownIsRefused(t *testing.T) {
 		require.Equal(t, http.StatusBadRequest, w.Code, r.pattern)
 		require.Contains(t, w.Body.String(), "consistancy", r.pattern)
 	}
+}
+
+// TestAFileThatIsCutOffIsSaidToBe, and not to have a wrong line.
+func TestAFileThatIsCutOffIsSaidToBe(t *testing.T) {
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	for i := range 500 {
+		_, err := fmt.Fprintf(z, `{"type":"node","id":"%d","labels":["%x"]}`+"\n", i, rand.Text())
+		require.NoError(t, err)
+	}
+	require.NoError(t, z.Close())
+	name := filepath.Join(t.TempDir(), "cut.gz")
+	require.NoError(t, os.WriteFile(name, packed.Bytes()[:packed.Len()/2], 0o600))
+	in, err := openGraph(name)
+	require.NoError(t, err)
+	defer in.Close()
+	for r := newAPOCReader(in); err == nil; {
+		_, err = r.next()
+	}
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }

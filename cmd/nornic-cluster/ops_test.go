@@ -389,7 +389,9 @@ func TestHelpHasAnExampleForEveryCommand(t *testing.T) {
 func TestWrongCommandsEndWithStatusTwo(t *testing.T) {
 	for _, args := range [][]string{{"frob"}, {"region", "frob"}, {"conflicts", "frob"}, {"status", "--frob"}, {"remove"},
 		{"region", "settings", "--outbox-max-entries", "0"}, {"serve", "--http", ""}, {"serve", "--http", "7474"}, {"serve", "--http", "127.0.0.1:99999"},
-		{"serve", "--http", "127.0.0.1:"}, {"serve", "--data", ""}} {
+		{"serve", "--http", "127.0.0.1:"}, {"serve", "--data", ""},
+		{"export", "--addr", "http://127.0.0.1:1,http://127.0.0.1:2"}, {"status", "--addr", "ftp://127.0.0.1:1"}, {"verify", "--addr", "http://"},
+		{"bench", "--addr", "http://127.0.0.1:1", "--embedded", "1"}} {
 		_, errs, status := runCommand(t, args...)
 		require.Equal(t, 2, status, args)
 		require.Contains(t, errs, "bad usage", args)
