@@ -39,7 +39,6 @@ func TestLayering(t *testing.T) {
 		"/fsm/boltgraph":      {""},
 		"/walstream":          {""},
 		"/internal/report":    {""},
-		"/internal/bubble":    nil,
 		"/internal/forward":   {"", "/internal/report"},
 		"/internal/testca":    nil,
 		"/internal/testchild": nil,

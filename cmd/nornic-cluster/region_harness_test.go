@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -154,9 +155,12 @@ func (r *regionProcesses) change(name, method, path, body string) {
 		if err != nil {
 			return false
 		}
-		_ = resp.Body.Close()
-		last = resp.StatusCode
-		return last == http.StatusOK || final(last)
+		defer resp.Body.Close()
+		if last = resp.StatusCode; last == http.StatusOK {
+			return true
+		}
+		var a *answer
+		return errors.As(refusal(resp), &a) && a.final()
 	})
 	require.Equal(r.t, http.StatusOK, last)
 }
