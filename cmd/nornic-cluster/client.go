@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -229,7 +228,7 @@ func refusal(resp *http.Response) error {
 }
 
 func exportCommand() *cobra.Command {
-	var addr string
+	var addr, level string
 	cmd := &cobra.Command{
 		Use: "export", Short: "Write the whole graph as APOC JSON lines", Args: exactArgs(0),
 		Example: "  nornic-cluster export --addr http://127.0.0.1:7474 > graph.jsonl",
@@ -238,7 +237,11 @@ func exportCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, c.addrs[0]+"/graph/export", nil)
+			from := c.addrs[0] + "/graph/export"
+			if level != "" {
+				from += "?consistency=" + url.QueryEscape(level)
+			}
+			req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, from, nil)
 			if err != nil {
 				return err
 			}
@@ -250,10 +253,11 @@ func exportCommand() *cobra.Command {
 			if resp.StatusCode != http.StatusOK {
 				return fmt.Errorf("export: %w", refusal(resp))
 			}
-			_, err = io.Copy(os.Stdout, resp.Body)
+			_, err = io.Copy(cmd.OutOrStdout(), resp.Body)
 			return err
 		},
 	}
 	cmd.Flags().StringVar(&addr, "addr", "http://127.0.0.1:7474", "a node's HTTP address")
+	cmd.Flags().StringVar(&level, "consistency", "", "how new the graph must be (QUORUM, ONE, …); the node's READ_CONSISTENCY without it")
 	return cmd
 }

@@ -374,3 +374,20 @@ func TestAFileThatIsCutOffIsSaidToBe(t *testing.T) {
 	}
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 }
+
+// TestExportAsksForTheLevel: without one it leaves it to the node.
+func TestExportAsksForTheLevel(t *testing.T) {
+	node := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, "%s", r.URL.RequestURI())
+	}))
+	t.Cleanup(node.Close)
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	for want, args := range map[string][]string{"/graph/export": nil, "/graph/export?consistency=QUORUM": {"--consistency", "QUORUM"}} {
+		out := new(bytes.Buffer)
+		cmd := exportCommand()
+		cmd.SetArgs(append(args, "--addr", node.URL))
+		cmd.SetOut(out)
+		require.NoError(t, cmd.ExecuteContext(t.Context()))
+		require.Equal(t, want, out.String())
+	}
+}
