@@ -52,7 +52,9 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	next, actions := n.machine.step(ev)
 	n.machine = next
 	if before.role == RolePrimary && next.role != RolePrimary { // what is to be done may take long
-		n.look(before.role)
+		early := next
+		early.stored, early.follows = before.stored, false // nobody hears of what the disk does not have
+		n.look(&early, before.role)
 	}
 	var r reply
 	for _, a := range actions {
@@ -69,7 +71,7 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	if next.waiting != "" && next.waiting != before.waiting {
 		n.rt.Logger.Info("hot standby waits", "role", next.role, "reason", next.waiting)
 	}
-	n.look(before.role)
+	n.look(&n.machine, before.role)
 	if n.machine.stored.Epoch != before.stored.Epoch || n.machine.role != before.role {
 		n.signal(n.kick) // now that whoever speaks sees the role
 	}
@@ -78,14 +80,14 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	return r, nil
 }
 
-// look lets others see what the machine now is. n.role is held.
-func (n *Node) look(before Role) {
+// look lets others see what the machine is. n.role is held.
+func (n *Node) look(m *machine, before Role) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	was := n.seen
-	n.seen = n.machine
+	n.seen = *m
 	n.lookForLeader()
-	if before != n.machine.role || was.follows != n.machine.follows || was.peer.Role != n.machine.peer.Role {
+	if before != m.role || was.follows != m.follows || was.peer.Role != m.peer.Role {
 		close(n.changed)
 		n.changed = make(chan struct{})
 	}
@@ -93,12 +95,12 @@ func (n *Node) look(before Role) {
 
 // lookForLeader tells of another primary, or of none. n.role and n.mu are held.
 func (n *Node) lookForLeader() {
-	leader := n.leaderOf(&n.machine)
+	leader := n.leaderOf(&n.seen)
 	if leader == n.leader {
 		return
 	}
 	n.leader = leader
-	n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: leader, Term: n.machine.stored.Epoch.Number})
+	n.publish(replication.Event{Type: replication.EventLeaderChanged, Leader: leader, Term: n.seen.stored.Epoch.Number})
 	if leader == "" {
 		return
 	}
