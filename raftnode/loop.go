@@ -44,7 +44,8 @@ func (n *Node) spawnHangWatch() (stop func()) {
 	ctx, cancel := context.WithCancel(n.ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		tick := time.NewTicker(max(n.cfg.Raft.ElectionTimeout/8, 5*time.Millisecond))
+		every := max(n.cfg.Raft.ElectionTimeout/8, 5*time.Millisecond)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		leave := time.NewTicker(4 * n.cfg.Raft.ElectionTimeout) // longer than an attempt takes
 		defer leave.Stop()
@@ -53,6 +54,7 @@ func (n *Node) spawnHangWatch() (stop func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
+				n.machine.see(time.Now(), 2*every)
 				n.setHung(n.hung())
 			case <-leave.C:
 				// Not in housekeeping, whose takeOffice waits for the storage.

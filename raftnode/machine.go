@@ -2,7 +2,7 @@ package raftnode
 
 import (
 	"context"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,33 +20,68 @@ const hungStorage = 10
 // time that it takes; and counts the snapshots.
 type machine struct {
 	*fsm.FSM
-	began atomic.Pointer[time.Time] // the call under way; nil: none is
+
+	// mu guards the field below.
+	mu   sync.Mutex
+	call *call // under way; nil: none is
 }
 
-// stuckFor is the age of the call under way; 0 where there is none.
-func (m *machine) stuckFor() time.Duration {
-	if began := m.began.Load(); began != nil {
-		return time.Since(*began)
+// call is a call of the state machine.
+type call struct {
+	last    uint64        // position of the last entry handed over; 0: there is none
+	watched time.Duration // for how long it has been seen under way
+	seen    time.Time     // last; or its begin
+}
+
+// stuckFor is for how long the call under way has been seen; 0 where there is none.
+// last is the position of its last entry.
+func (m *machine) stuckFor() (stuck time.Duration, last uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.call == nil {
+		return 0, 0
 	}
-	return 0
+	return m.call.watched, m.call.last
+}
+
+// see notes that time has passed, which is to be seen at least every so often. What
+// is beyond that the process stood still (SIGSTOP, a suspended machine): that is no
+// call's age.
+func (m *machine) see(now time.Time, every time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.call; c != nil {
+		c.watched += min(now.Sub(c.seen), every)
+		c.seen = now
+	}
 }
 
 // watch notes that a call begins; what it returns, that it has ended.
-func (m *machine) watch() (ended func()) {
-	now := time.Now()
-	m.began.Store(&now)
-	return func() { m.began.Store(nil) }
+func (m *machine) watch(last uint64) (ended func()) {
+	set := func(c *call) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.call = c
+	}
+	set(&call{last: last, seen: time.Now()})
+	return func() { set(nil) }
 }
 
 // ApplyBatch implements raft.BatchingFSM.
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
-	defer m.watch()()
+	last := uint64(0)
+	for _, l := range logs {
+		if l.Type == raft.LogCommand { // the rest moves no position
+			last = l.Index
+		}
+	}
+	defer m.watch(last)()
 	return m.FSM.ApplyBatch(logs)
 }
 
 // Snapshot implements raft.FSM.
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
-	defer m.watch()()
+	defer m.watch(0)()
 	snap, err := m.FSM.Snapshot()
 	if err != nil {
 		return nil, err
@@ -69,7 +104,7 @@ func (s countedSnapshot) Persist(sink raft.SnapshotSink) error {
 // storageHangs says for how long the storage has not answered, where that is too
 // long to be a command's own time.
 func (n *Node) storageHangs() (time.Duration, bool) {
-	stuck := n.machine.stuckFor()
+	stuck, _ := n.machine.stuckFor()
 	return stuck, stuck > hungStorage*n.cfg.Raft.ElectionTimeout
 }
 
@@ -83,7 +118,7 @@ func (n *Node) leaveHungStorage() {
 		return
 	}
 	n.rt.Logger.Error("the storage hangs here, and not on another voter: leadership is handed on",
-		"position", n.applier.Position(), "to", to.ID, "stuck", n.machine.stuckFor())
+		"position", n.applier.Position(), "to", to.ID)
 	if err := n.await(ctx, n.raft.LeadershipTransferToServer(to.ID, to.Address)); err == nil || n.raft.State() != raft.Leader {
 		return
 	}
@@ -109,15 +144,23 @@ func (n *Node) hung() string {
 	return ""
 }
 
-// furtherVoter is another voter whose storage is further than this node's.
+// proof is the position that the storage of another node has to have to show that
+// what hangs here does not hang there; own is this node's. One that has a part of
+// the batch under way may hang in the rest: batches end elsewhere on each node.
+func (m *machine) proof(own uint64) uint64 {
+	_, last := m.stuckFor()
+	return max(last, own+1)
+}
+
+// furtherVoter is another voter whose storage has what hangs here.
 func (n *Node) furtherVoter(ctx context.Context) (raft.Server, bool) {
-	own := n.applier.Position()
+	want := n.machine.proof(n.applier.Position())
 	for _, s := range n.servers() {
 		if s.ID == n.id() || s.Suffrage != raft.Voter || !n.answers(s.ID) {
 			continue
 		}
 		var h replication.HealthStatus
-		if err := n.callPeer(ctx, string(s.Address), replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.AppliedIndex > own && h.History == n.history() {
+		if err := n.callPeer(ctx, string(s.Address), replication.MsgStatus, &replication.StatusRequest{}, &h); err == nil && h.AppliedIndex >= want && h.History == n.history() {
 			return s, true
 		}
 	}
