@@ -51,10 +51,10 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	before := n.machine
 	next, actions := n.machine.step(ev)
 	n.machine = next
-	if before.role == RolePrimary && next.role != RolePrimary { // what is to be done may take long
-		early := next
-		early.stored, early.follows = before.stored, false // nobody hears of what the disk does not have
-		n.look(&early, before.role)
+	if before.role == RolePrimary && next.role != RolePrimary { // what is to be done may take long, and no other part begins before
+		ended := before
+		ended.role, ended.follows, ended.hasLease = RoleFenced, false, false
+		n.look(before.role, ended)
 	}
 	var r reply
 	for _, a := range actions {
@@ -71,7 +71,7 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	if next.waiting != "" && next.waiting != before.waiting {
 		n.rt.Logger.Info("hot standby waits", "role", next.role, "reason", next.waiting)
 	}
-	n.look(&n.machine, before.role)
+	n.look(before.role, n.machine)
 	if n.machine.stored.Epoch != before.stored.Epoch || n.machine.role != before.role {
 		n.signal(n.kick) // now that whoever speaks sees the role
 	}
@@ -80,14 +80,14 @@ func (n *Node) stepFor(ctx context.Context, ev event) (reply, error) {
 	return r, nil
 }
 
-// look lets others see what the machine is. n.role is held.
-func (n *Node) look(m *machine, before Role) {
+// look lets others see what the machine now is. n.role is held.
+func (n *Node) look(before Role, now machine) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	was := n.seen
-	n.seen = *m
+	n.seen = now
 	n.lookForLeader()
-	if before != m.role || was.follows != m.follows || was.peer.Role != m.peer.Role {
+	if before != now.role || was.follows != now.follows || was.peer.Role != now.peer.Role {
 		close(n.changed)
 		n.changed = make(chan struct{})
 	}
@@ -260,7 +260,7 @@ func (n *Node) tickLoop() {
 			return
 		}
 		now := n.now().boot
-		n.step(event{kind: evTick, stood: now-last > n.cfg.HA.FailoverTimeout/2})
+		n.step(event{kind: evTick, useless: n.useless(), stood: now-last > n.cfg.HA.FailoverTimeout/2})
 		last = now
 		n.signal(n.commits)
 		n.report()

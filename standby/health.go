@@ -101,8 +101,8 @@ func (n *Node) judge(h *replication.HealthStatus, m *machine) {
 	if n.diskHung() {
 		bad("disk_hung", "a write to the log has not returned for %s", n.log.HungFor().Round(time.Millisecond))
 	}
-	if n.storageHung() {
-		bad("storage_hung", "a call of the storage has not returned for %s", n.feed.HungFor().Round(time.Millisecond))
+	if lasted, _, hung := n.storageHung(); hung {
+		bad("storage_hung", "a call of the storage has not returned for %s", lasted.Round(time.Millisecond))
 	}
 	switch m.role {
 	case RolePrimary:

@@ -105,9 +105,11 @@ func (s *stepper) raise(solo bool) bool {
 }
 
 // watchStandby lets a primary go on without a standby that is away (semi_sync
-// under the policy availability), and without one that it waits for to admit it.
+// under the policy availability), and without one that it waits for to admit it; but
+// not while it is silent so that the standby takes over: that one would hear of a new
+// epoch instead.
 func (s *stepper) watchStandby() {
-	if s.now()-s.contact < s.failover {
+	if s.now()-s.contact < s.failover || s.ev.useless {
 		return
 	}
 	switch {

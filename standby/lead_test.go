@@ -72,6 +72,21 @@ func TestARefusalEnds(t *testing.T) {
 	require.Equal(t, RoleFencing, m.role, "it is there no more")
 }
 
+// A primary in which something hangs is silent, so that its standby takes over. It
+// does not withdraw that one's admission meanwhile: its heartbeats in the new epoch
+// would keep the standby from it.
+func TestAPrimaryThatMakesRoomBeginsNoEpoch(t *testing.T) {
+	m := leader(replication.SyncSemi)
+	m, _ = m.step(follows(m, 9))
+	require.True(t, m.stored.PeerAdmitted)
+	room, actions := m.step(event{kind: evTick, useless: true, now: at(200 * time.Second), log: leaderLog})
+	require.Equal(t, m.stored, room.stored)
+	require.False(t, room.alone)
+	require.Empty(t, actions)
+	alone, _ := m.step(event{kind: evTick, now: at(200 * time.Second), log: leaderLog})
+	require.True(t, alone.alone)
+}
+
 // Where no epoch number is left nothing begins that needs one, and nothing is saved
 // that the next start would refuse: a primary does not go on alone, no standby is
 // rebuilt or promoted, and whoever asks for it hears why.

@@ -103,6 +103,7 @@ type event struct {
 	admit, follows, fenced, force bool
 	plain                         bool // an operator of a pair without epochs
 	stood                         bool // a tick so late that this node stood still itself
+	useless                       bool // something hangs, and this node makes room for its standby
 }
 
 type actionKind int
@@ -184,6 +185,7 @@ type stepper struct {
 	*machine
 	ev      event
 	actions []action
+	stops   bool // the Storage was being given entries until this step
 }
 
 func (s *stepper) do(a action)        { s.actions = append(s.actions, a) }
@@ -261,12 +263,12 @@ func (s *stepper) yield(e replication.Epoch) {
 	case RoleRebuilding: // goes on; what it gets is compared when it has it
 		return
 	case RolePrimary:
-		s.role = RoleFenced
+		s.role, s.stops = RoleFenced, true
 		s.do(action{kind: doStop})
 		s.tell(replication.EventFenced, e.String())
 		s.do(action{kind: doSync})
 	default:
-		s.role = RoleRejoining
+		s.role, s.stops = RoleRejoining, was == RoleStandby
 		s.do(action{kind: doStop})
 	}
 }
@@ -280,7 +282,9 @@ func (s *stepper) orient() {
 	}
 	d := s.decide()
 	s.waiting = d.reason
-	asked := s.ev.kind == evPeer // what the peer said is no older than the question
+	// What the peer said is no older than the question; and the Storage stood still
+	// before it was asked how far it is: what it was applying may be cut from the log.
+	asked := s.ev.kind == evPeer && !s.stops
 	switch {
 	case d.what == startJoin && asked:
 		s.join()

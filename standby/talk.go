@@ -217,22 +217,27 @@ func (n *Node) beat(ctx context.Context) (follows bool, err error) {
 }
 
 // useless: something hangs, so that this node is of no use as primary. It sends no
-// heartbeat then, so that the other can take over. A call of the Storage can be a
-// command that takes long on either node; it is this node that hangs where an
-// admitted standby has applied what hangs here.
+// heartbeat then, so that the other can take over, where it does so by itself. A call
+// of the Storage can be a command that takes long on either node; it is this node that
+// hangs where an admitted standby has applied all that the call is about: one that
+// has applied a part of it may hang in the rest.
 func (n *Node) useless() bool {
 	if n.diskHung() {
 		return true
 	}
+	_, last, hung := n.storageHung()
 	m := n.view()
-	return n.storageHung() && m.stored.PeerAdmitted && m.peer.Applied > n.applier.Position()
+	return hung && m.auto && m.stored.PeerAdmitted && m.peer.Applied >= last
 }
 
 // diskHung: a sync of the log lasts too long.
 func (n *Node) diskHung() bool { return n.log.HungFor() > n.cfg.HA.FailoverTimeout/3 }
 
-// storageHung: so does a call of the Storage.
-func (n *Node) storageHung() bool { return n.feed.HungFor() > n.cfg.HA.FailoverTimeout }
+// storageHung: so does a call of the Storage, about entries up to last.
+func (n *Node) storageHung() (lasted time.Duration, last uint64, hung bool) {
+	lasted, last = n.feed.Hung()
+	return lasted, last, lasted > n.cfg.HA.FailoverTimeout
+}
 
 // ensureStream streams to a standby that follows the epoch. One that has less than
 // it had received (it died before it had written that) is asked where it stands: a

@@ -34,6 +34,7 @@ type Feed struct {
 	commit  uint64
 	paused  bool
 	began   time.Time // of the Storage's call under way; zero: none is
+	last    uint64    // position of the last entry of that call
 	waiters map[uint64]chan replication.Result
 	err     error // sticky
 }
@@ -194,9 +195,9 @@ func (f *Feed) step() (more bool, err error) {
 		groups[i] = e.Group
 		batch[i] = replication.Entry{Position: e.Position, Groups: groups[i : i+1 : i+1]}
 	}
-	f.setBegan(time.Now())
+	f.setCall(time.Now(), position+uint64(len(entries)))
 	results, err := f.applier.Apply(batch)
-	f.setBegan(time.Time{})
+	f.setCall(time.Time{}, 0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range results {
@@ -209,20 +210,21 @@ func (f *Feed) step() (more bool, err error) {
 	return err == nil, err
 }
 
-func (f *Feed) setBegan(t time.Time) {
+func (f *Feed) setCall(began time.Time, last uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.began = t
+	f.began, f.last = began, last
 }
 
-// HungFor is for how long the Storage's call under way has lasted; 0 where none is.
-func (f *Feed) HungFor() time.Duration {
+// Hung is for how long the Storage's call under way has lasted, and the position of
+// its last entry; 0 where none is.
+func (f *Feed) Hung() (lasted time.Duration, last uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.began.IsZero() {
-		return 0
+		return 0, 0
 	}
-	return time.Since(f.began)
+	return time.Since(f.began), f.last
 }
 
 // fail ends the feed: what the Storage holds is not known any more.
