@@ -159,7 +159,7 @@ func (n *Node) stream(ctx context.Context, region string) {
 		BatchBytes: min(batchBytes, transport.MaxCommandBytes(n.cfg.MaxFrameSize)/2),
 		OnAck: func(a walstream.Ack) {
 			n.acks.learn(region, a.Applied)
-			n.links.moved(region)
+			n.links.moved(region, a.Applied)
 		},
 		OnFailure: func(err error) { n.interrupted(region, err) }}
 	if n.cfg.Region.CrossRegionMode != replication.SyncSemi {

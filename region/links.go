@@ -44,6 +44,7 @@ type link struct {
 
 	stuck   time.Time // since when this region's stream there has only failed; zero: it has not
 	stuckBy error     // the last failure
+	reached uint64    // by the stream
 	told    bool      // that it is stuck
 }
 
@@ -215,11 +216,16 @@ func (l *links) failed(region string, err error, now time.Time) (tell bool) {
 	return tell
 }
 
-// moved notes that the stream to a region has got further.
-func (l *links) moved(region string) {
+// moved notes how far the stream to a region has got. A stream that begins anew says
+// so, too, of what it finds there: that is no progress.
+func (l *links) moved(region string, to uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := l.list[region]
+	further := to > k.reached
+	if k.reached = to; !further {
+		return
+	}
 	k.stuck, k.stuckBy, k.told = time.Time{}, nil, false
 }
 
@@ -264,7 +270,7 @@ func (l *links) forgetAsked() {
 	defer l.mu.Unlock()
 	for _, k := range l.list {
 		k.asked, k.at = false, time.Time{}
-		k.stuck, k.stuckBy, k.told = time.Time{}, nil, false
+		k.stuck, k.stuckBy, k.told, k.reached = time.Time{}, nil, false, 0
 	}
 }
 

@@ -56,3 +56,29 @@ func TestSkewPolicy(t *testing.T) {
 		})
 	}
 }
+
+// TestAStreamThatBeginsAnewIsNoProgress: each try begins with what the other region
+// has, which the stream tells of. Where every try ends there, because that region
+// refuses the state that it needs, say, the stream is stuck.
+func TestAStreamThatBeginsAnewIsNoProgress(t *testing.T) {
+	cfg := replication.DefaultConfig()
+	cfg.Region.RemoteRegions = []replication.RemoteRegion{{Region: "a", Addr: "x:1"}}
+	l, now := newLinks(cfg), time.Now()
+	told := 0
+	for range 5 {
+		l.moved("a", 7)
+		now = now.Add(silentAfter / 2)
+		if l.failed("a", replication.ErrUnsupported, now) {
+			told++
+		}
+	}
+	require.Equal(t, 1, told)
+	require.True(t, l.list["a"].isStuck(now))
+	l.moved("a", 8)
+	require.False(t, l.list["a"].isStuck(now))
+
+	require.False(t, l.failed("a", replication.ErrUnsupported, now))
+	l.moved("a", 3) // it was restored from a copy
+	l.moved("a", 4)
+	require.True(t, l.list["a"].stuck.IsZero(), "it gets what it lacks")
+}
