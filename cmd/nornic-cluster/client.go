@@ -85,7 +85,9 @@ func (a *answer) final() bool {
 // of it.
 func (a *answer) atTheDoor() bool {
 	switch a.status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusNotImplemented:
+	// A bad request, too: nodes of other versions need not take the same, and one that
+	// came in part is another.
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusNotImplemented:
 		return true
 	default:
 		return a.code == ""

@@ -306,6 +306,8 @@ func TestTheOutcomeOfAWriteThatWasTriedAgain(t *testing.T) {
 		"unconfirmed":              {[]func(http.ResponseWriter){refuse(replication.ErrUnconfirmed), refuse(replication.ErrNoLeader)}, true, "no leader"},
 		"no token":                 {[]func(http.ResponseWriter){unauthorized}, false, "unauthorized"},
 		"no answer, then no token": {[]func(http.ResponseWriter){vanish, unauthorized}, true, "unauthorized"},
+		"bad":                      {[]func(http.ResponseWriter){refuse(replication.ErrInvalidCommand)}, false, "invalid"},
+		"no answer, then bad":      {[]func(http.ResponseWriter){vanish, refuse(replication.ErrInvalidCommand)}, true, "invalid"}, // to a node of an older version, say
 		"no answer, then exists":   {[]func(http.ResponseWriter){vanish, refuse(replication.ErrExists)}, false, "exists"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nornicdb/replication"
 	"github.com/stretchr/testify/require"
 )
 
@@ -373,6 +374,25 @@ func TestANodeIsNotTakenOutOfItsClusterByAnEmptyEnvironment(t *testing.T) {
 	require.Equal(t, 2, exit.ExitCode(), string(out))
 	require.Contains(t, string(out), "NORNICDB_CLUSTER_MODE is not set")
 	require.NotContains(t, string(out), "leaves the history")
+}
+
+// TestAModeThatCannotBeReadIsNotGuessed: in mode standalone nobody else reads the
+// file, and the storage would leave its history.
+func TestAModeThatCannotBeReadIsNotGuessed(t *testing.T) {
+	t.Setenv("NORNICDB_CLUSTER_MODE", "")
+	cfg := replication.DefaultConfig()
+	cfg.DataDir = t.TempDir()
+	require.NoError(t, checkModeIsMeant(cfg), "it is new")
+	path := filepath.Join(cfg.DataDir, "node.json")
+	for _, text := range []string{"", `{"mode":"ra`, `{"mode":"raft"}`, `{}`} {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		require.ErrorIs(t, checkModeIsMeant(cfg), replication.ErrInvalidConfig, text)
+	}
+	require.NoError(t, os.Remove(path))
+	require.NoError(t, os.Mkdir(path, 0o700)) // it is there and cannot be read
+	require.ErrorIs(t, checkModeIsMeant(cfg), replication.ErrInvalidConfig)
+	t.Setenv("NORNICDB_CLUSTER_MODE", "standalone")
+	require.NoError(t, checkModeIsMeant(cfg))
 }
 
 // TestHelpHasAnExampleForEveryCommand.

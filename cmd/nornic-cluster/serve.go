@@ -98,14 +98,22 @@ func checkModeIsMeant(cfg *replication.Config) error {
 	if os.Getenv("NORNICDB_CLUSTER_MODE") != "" {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join(cfg.DataDir, "node.json"))
-	if err != nil {
-		return nil // new, or never a node of a cluster; what cannot be read is said by who needs it
+	path := filepath.Join(cfg.DataDir, "node.json")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // new, or never a node of a cluster
 	}
 	var first struct {
 		Mode string `json:"mode"`
 	}
-	if json.Unmarshal(data, &first) == nil && first.Mode != "" && first.Mode != string(cfg.Mode) {
+	if err == nil {
+		err = json.Unmarshal(data, &first)
+	}
+	if err != nil { // in mode standalone nobody else reads it
+		return fmt.Errorf("%w: NORNICDB_CLUSTER_MODE is not set, and what %s says cannot be read: %w; set it to the node's mode, or to standalone to take the data out of the cluster",
+			replication.ErrInvalidConfig, path, err)
+	}
+	if first.Mode != string(cfg.Mode) {
 		return fmt.Errorf("%w: NORNICDB_CLUSTER_MODE is not set, and %s is that of a node in mode %s: set it to that, or to standalone to take the data out of the cluster",
 			replication.ErrInvalidConfig, cfg.DataDir, first.Mode)
 	}
