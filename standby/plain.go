@@ -104,7 +104,12 @@ func (n *Node) plainPromote(ctx context.Context) *replication.PromoteResponse {
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.HA.FailoverTimeout)
 	defer cancel()
-	if err := n.applier.WaitApplied(ctx, n.log.Last().Position); err != nil { // what was taken is on its way
+	last := n.log.Last().Position // of a batch, perhaps, whose sender has not waited for the disk
+	err := n.commitPlain(ctx, last)
+	if err == nil {
+		err = n.applier.WaitApplied(ctx, last)
+	}
+	if err != nil {
 		return &replication.PromoteResponse{Error: err.Error()}
 	}
 	r, err := n.stepFor(ctx, event{kind: evPromote, plain: true})

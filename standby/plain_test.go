@@ -74,3 +74,38 @@ func TestPlainBatchThatIsLateCommitsNothing(t *testing.T) {
 		}
 	})
 }
+
+// A plain primary that dies while its last batch waits for the standby's disk is
+// replaced nevertheless: what was taken is part of what the standby has.
+func TestPlainPeerThatDiesWithinABatchIsReplaced(t *testing.T) {
+	inBubble(t, func(c *replication.Config) { c.Secret = ""; c.HA.SyncMode = replication.SyncAsync }, func(t *testing.T, p *pair) {
+		p.start(p.b)
+		plain := func() replication.PeerConnection {
+			tr, err := transport.New(transport.Options{NodeID: "old", PlainDial: true, Logger: quietLogger(), Dial: p.net.dialer("10.0.0.9:1")})
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = tr.Close() })
+			conn, err := tr.Connect(t.Context(), p.b.addr)
+			require.NoError(t, err)
+			return conn
+		}
+		old := plain()
+		send := func(ctx context.Context, i uint64) error {
+			_, err := old.SendWALBatch(ctx, []*replication.WALEntry{{Position: i, Timestamp: time.Now(), Command: putNode(t, fmt.Sprint("n", i), i)}})
+			return err
+		}
+		require.NoError(t, send(t.Context(), 1))
+		hang := make(chan struct{})
+		p.b.disk.set(nil, hang)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.Error(t, send(ctx, 2))
+		require.NoError(t, old.Close())
+		<-time.After(time.Second) // virtual: the handler ends
+		p.b.disk.set(nil, nil)
+		close(hang)
+		promoted, err := plain().SendPromote(t.Context(), &replication.PromoteRequest{})
+		require.NoError(t, err)
+		require.True(t, promoted.Ready, promoted.Error)
+		require.True(t, p.has(p.b, "n2"))
+	})
+}
