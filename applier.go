@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // Group is commands that take effect together or not at all.
@@ -71,6 +72,7 @@ type StorageApplier struct {
 	tx      TxStorage // nil where the storage has no transactions
 
 	progress *progress
+	steps    atomic.Uint64
 	wishes   wishHolder // written under mu
 
 	// mu serializes writers of the storage and guards the fields below.
@@ -155,6 +157,10 @@ func (a *StorageApplier) Atomic() bool { return a.tx != nil }
 
 // Position is the position of the last applied entry.
 func (a *StorageApplier) Position() uint64 { return a.progress.position() }
+
+// Steps grows with whatever Apply gets done: with each transaction, or each entry
+// where the storage has none. A large entry takes many, and moves the position once.
+func (a *StorageApplier) Steps() uint64 { return a.steps.Load() }
 
 // Identity of the storage's history; zero where it belongs to none.
 func (a *StorageApplier) Identity() Identity {
@@ -376,6 +382,7 @@ func (a *StorageApplier) applyPlain(entries []Entry, results [][]Result) ([][]Re
 			return results, err
 		}
 		a.commit(run)
+		a.steps.Add(1)
 		a.progress.advance(e.Position)
 		results = append(results, entryResults)
 	}

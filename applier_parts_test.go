@@ -17,7 +17,8 @@ type limitedStore struct {
 	store   *boltgraph.Store
 	most    int
 	tooMuch error
-	stop    int // transactions until it fails; below 0: it does not
+	stop    int    // transactions until it fails; below 0: it does not
+	each    func() // not nil: called before each transaction
 }
 
 // sameEverywhere is what a store answers that promises to have the same limits on
@@ -30,6 +31,9 @@ func (e sameEverywhere) Unwrap() error   { return e.error }
 var errStopped = errors.New("stopped")
 
 func (s *limitedStore) Update(fn func(replication.Tx) error) error {
+	if s.each != nil {
+		s.each()
+	}
 	if s.stop--; s.stop == -1 {
 		return errStopped
 	}
@@ -99,6 +103,19 @@ func TestWritesThatAreTooLargeTogetherAreAppliedOneByOne(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []uint64{6, 8}, []uint64{st.Nodes, st.Position})
 	require.Empty(t, begunRow(t, s.store))
+}
+
+// TestAnEntryInPartsIsSeenToGetOn, though its position moves with the last of them: a
+// node that takes long for it does not hang.
+func TestAnEntryInPartsIsSeenToGetOn(t *testing.T) {
+	s := limited(t, 4, replication.ErrTxTooLarge)
+	a := newApplier(t, s)
+	var steps, positions []uint64
+	s.each = func() { steps, positions = append(steps, a.Steps()), append(positions, a.Position()) }
+	_, err := a.Apply([]replication.Entry{joined(t)})
+	require.NoError(t, err)
+	require.Zero(t, positions[len(positions)-1], "before the last part")
+	require.EqualValues(t, 3, steps[len(steps)-1])
 }
 
 func begunRow(t *testing.T, s *boltgraph.Store) (row []byte) {

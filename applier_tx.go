@@ -71,6 +71,7 @@ func (a *StorageApplier) transact(run *txRun, update func(func(Tx) error) error)
 	if err := update(run.do); err != nil {
 		return err
 	}
+	a.steps.Add(1)
 	a.commit(run.outcomes)
 	a.setIdentity(run.identity)
 	a.wishes.set(run.wishes)

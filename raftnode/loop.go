@@ -54,7 +54,7 @@ func (n *Node) spawnHangWatch() (stop func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				n.machine.see(time.Now(), 2*every)
+				n.machine.see(time.Now(), 2*every, n.applier.Steps())
 				n.setHung(n.hung())
 			case <-leave.C:
 				// Not in housekeeping, whose takeOffice waits for the storage.

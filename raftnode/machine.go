@@ -29,12 +29,13 @@ type machine struct {
 // call is a call of the state machine.
 type call struct {
 	last    uint64        // position of the last entry handed over; 0: there is none
-	watched time.Duration // for how long it has been seen under way
+	steps   uint64        // of the applier when it was seen
+	watched time.Duration // for how long it has been seen to get no further
 	seen    time.Time     // last; or its begin
 }
 
-// stuckFor is for how long the call under way has been seen; 0 where there is none.
-// last is the position of its last entry.
+// stuckFor is for how long the call under way has been seen to get no further; 0
+// where there is none. last is the position of its last entry.
 func (m *machine) stuckFor() (stuck time.Duration, last uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -46,14 +47,20 @@ func (m *machine) stuckFor() (stuck time.Duration, last uint64) {
 
 // see notes that time has passed, which is to be seen at least every so often. What
 // is beyond that the process stood still (SIGSTOP, a suspended machine): that is no
-// call's age.
-func (m *machine) see(now time.Time, every time.Duration) {
+// call's age. Nor is the time in which the storage got further: one that takes a few
+// entries at a time is given many in one call.
+func (m *machine) see(now time.Time, every time.Duration, steps uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if c := m.call; c != nil {
-		c.watched += min(now.Sub(c.seen), every)
-		c.seen = now
+	c := m.call
+	if c == nil {
+		return
 	}
+	c.watched += min(now.Sub(c.seen), every)
+	if steps != c.steps {
+		c.steps, c.watched = steps, 0
+	}
+	c.seen = now
 }
 
 // watch notes that a call begins; what it returns, that it has ended.

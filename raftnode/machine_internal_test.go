@@ -13,20 +13,21 @@ func TestAStandstillIsNoCallsAge(t *testing.T) {
 	m := new(machine)
 	ended := m.watch(7)
 	now := time.Now()
-	for range 4 {
+	m.see(now, 2*time.Second, 4)
+	for range 5 { // the first time it has got further
 		now = now.Add(time.Second)
-		m.see(now, 2*time.Second)
+		m.see(now, 2*time.Second, 5)
 	}
 	stuck, last := m.stuckFor()
 	require.Equal(t, uint64(7), last)
 	require.InDelta(t, 4, stuck.Seconds(), 0.5)
 
-	m.see(now.Add(time.Hour), 2*time.Second)
+	m.see(now.Add(time.Hour), 2*time.Second, 5)
 	stuck, _ = m.stuckFor()
 	require.InDelta(t, 6, stuck.Seconds(), 0.5)
 
 	ended()
-	m.see(now.Add(2*time.Hour), 2*time.Second)
+	m.see(now.Add(2*time.Hour), 2*time.Second, 5)
 	stuck, last = m.stuckFor()
 	require.Zero(t, stuck)
 	require.Zero(t, last)

@@ -33,8 +33,9 @@ type Feed struct {
 	mu      sync.Mutex
 	commit  uint64
 	paused  bool
-	began   time.Time // of the Storage's call under way; zero: none is
-	last    uint64    // position of the last entry of that call
+	last    uint64    // position of the last entry that the Storage's call under way is about; 0: none is
+	steps   uint64    // of the applier when it was looked at
+	moved   time.Time // when that changed, or the call began
 	waiters map[uint64]chan replication.Result
 	err     error // sticky
 }
@@ -195,9 +196,9 @@ func (f *Feed) step() (more bool, err error) {
 		groups[i] = e.Group
 		batch[i] = replication.Entry{Position: e.Position, Groups: groups[i : i+1 : i+1]}
 	}
-	f.setCall(time.Now(), position+uint64(len(entries)))
+	f.setCall(position + uint64(len(entries)))
 	results, err := f.applier.Apply(batch)
-	f.setCall(time.Time{}, 0)
+	f.setCall(0)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range results {
@@ -210,21 +211,26 @@ func (f *Feed) step() (more bool, err error) {
 	return err == nil, err
 }
 
-func (f *Feed) setCall(began time.Time, last uint64) {
+// setCall notes that a call of the Storage begins, or with 0 that it has ended.
+func (f *Feed) setCall(last uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.began, f.last = began, last
+	f.last, f.steps, f.moved = last, f.applier.Steps(), time.Now()
 }
 
-// Hung is for how long the Storage's call under way has lasted, and the position of
-// its last entry; 0 where none is.
-func (f *Feed) Hung() (lasted time.Duration, last uint64) {
+// Hung is for how long the Storage's call under way has got no further, as far as
+// this is asked again and again, and the position of the call's last entry; 0 where
+// none is. A Storage that takes a few entries at a time gets further within a call.
+func (f *Feed) Hung() (stuck time.Duration, last uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.began.IsZero() {
+	if f.last == 0 {
 		return 0, 0
 	}
-	return time.Since(f.began), f.last
+	if steps := f.applier.Steps(); steps != f.steps {
+		f.steps, f.moved = steps, time.Now()
+	}
+	return time.Since(f.moved), f.last
 }
 
 // fail ends the feed: what the Storage holds is not known any more.

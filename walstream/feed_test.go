@@ -160,3 +160,43 @@ func TestFeedMissesNoSync(t *testing.T) {
 		require.NoError(t, log.Close())
 	})
 }
+
+// TestACallThatMovesDoesNotHang: a Storage that takes one write at a time is given
+// many in one call. As long as it gets further that takes its time, and no more.
+func TestACallThatMovesDoesNotHang(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		const each = 10 * time.Second
+		log := openLog(t, newCrashStore(), LogOptions{})
+		storage := &memoryStorage{hang: make(chan struct{})}
+		applier, err := replication.NewStorageApplier(storage)
+		require.NoError(t, err)
+		f := NewFeed(log, applier)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		var result <-chan replication.Result
+		for i := range 5 {
+			_, result, err = f.Propose(func() (*Entry, error) { return log.Propose(e1, time.Now(), group(i+10)) })
+			require.NoError(t, err)
+		}
+		require.NoError(t, log.Sync(t.Context()))
+		f.Commit(5)
+		go func() { done <- f.Run(ctx) }()
+		for range 5 {
+			for range 9 {
+				<-time.After(each / 10)
+				stuck, last := f.Hung()
+				require.Less(t, stuck, each)
+				require.EqualValues(t, 5, last)
+			}
+			<-time.After(each / 10)
+			storage.hang <- struct{}{}
+		}
+		require.NoError(t, (<-result).Err)
+		synctest.Wait()
+		stuck, last := f.Hung()
+		require.Zero(t, stuck)
+		require.Zero(t, last)
+		cancel()
+		<-done
+	})
+}
