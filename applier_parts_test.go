@@ -1,6 +1,7 @@
 package replication_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"testing"
@@ -162,6 +163,42 @@ func TestANodeThatEndsWithinAnEntryGoesOn(t *testing.T) {
 		require.Equal(t, uint64(7), again.Position)
 	}
 	require.Greater(t, stopped, 4, "between the groups, too")
+}
+
+// TestASnapshotOfAnEntryThatWasBegun: a node that ended within an entry can be asked
+// for a snapshot before the entry comes again (its log begins far below). Whoever is
+// given that goes on where it ended, and has what the others have.
+func TestASnapshotOfAnEntryThatWasBegun(t *testing.T) {
+	whole := openStore(t)
+	_, err := newApplier(t, whole).Apply([]replication.Entry{joined(t)})
+	require.NoError(t, err)
+	want, err := whole.Stats()
+	require.NoError(t, err)
+	s := limited(t, 4, replication.ErrTxTooLarge)
+	s.stop = 3
+	_, err = newApplier(t, s).Apply([]replication.Entry{joined(t)})
+	require.ErrorIs(t, err, errStopped)
+	require.NotEmpty(t, begunRow(t, s.store))
+	snap, err := s.store.Snapshot()
+	require.NoError(t, err)
+	defer snap.Release()
+	require.Zero(t, snap.Position())
+	var data bytes.Buffer
+	_, err = snap.WriteTo(&data)
+	require.NoError(t, err)
+
+	joins := openStore(t)
+	a := newApplier(t, joins)
+	require.NoError(t, apply(t, a, 1, creates(t, "", "of another log"))[0].Err)
+	require.NoError(t, joins.Restore(&data))
+	require.NoError(t, a.Reload())
+	_, err = a.Apply([]replication.Entry{joined(t)})
+	require.NoError(t, err)
+	have, err := joins.Stats()
+	require.NoError(t, err)
+	require.Equal(t, want, have)
+	require.Empty(t, begunRow(t, joins))
+	require.NoError(t, apply(t, a, 8, creates(t, "r1", "a1", "a2"))[0].Err, "it is remembered")
 }
 
 // TestAnEntryThatWasBegunEndsWithItsHistory: what another log has at the same
