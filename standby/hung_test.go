@@ -1,6 +1,7 @@
 package standby_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -143,5 +144,30 @@ func TestWhatIsBeingAppliedIsNotCut(t *testing.T) {
 		stats, same := c.WaitSame(time.Minute)
 		require.True(t, same)
 		require.Equal(t, 2, stats.Nodes)
+	})
+}
+
+// TestANodeWhoseStorageHangsCanBeStopped, whatever it waits for: it says what it left
+// as it is, and whoever waits for a position is told.
+func TestANodeWhoseStorageHangsCanBeStopped(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		c, gates := gatedPair(t, pairMode{replication.SyncSemi, "availability"})
+		old, other := c.Members[0], c.Members[1]
+		gates[old].Shut()
+		require.ErrorIs(t, old.Replicator().Apply(putNode(t, "hung", 1), time.Second), replication.ErrUnknownOutcome)
+		c.Eventually(5*old.Config.HA.FailoverTimeout, "the other is primary", func() bool { return other.Health().IsLeader })
+		waits := make(chan error, 1)
+		reader := old.Replicator().(replication.ConsistentReader)
+		go func() { waits <- reader.WaitApplied(context.Background(), 1<<40) }()
+		start := time.Now()
+		require.ErrorIs(t, old.Replicator().Shutdown(), replication.ErrTimeout)
+		require.Less(t, time.Since(start), time.Minute)
+		require.ErrorIs(t, <-waits, replication.ErrClosed)
+		gates[old].Lift()
+		require.ErrorIs(t, c.Stop(old), replication.ErrTimeout, "the same again")
+		<-time.After(time.Second) // virtual: what it left open is closed
+		require.NoError(t, c.Start(t.Context(), old))
+		require.NoError(t, waitAdmitted(c, time.Minute))
+		require.Same(t, other, primaryOf(c))
 	})
 }

@@ -379,10 +379,51 @@ func (n *Node) Shutdown() error {
 			_ = c.Close()
 		}
 	}
-	if n.own != nil {
-		errs = append(errs, n.own.Close())
+	ended := n.ended()
+	timer := time.NewTimer(stopTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-ended:
+		errs = append(append(errs, err), n.closeLocal()...)
+	case <-timer.C:
+		errs = append(errs, fmt.Errorf("%w: the node did not stop within %s: the log store or the storage hangs", replication.ErrTimeout, stopTimeout))
+		if n.applier != nil {
+			n.applier.Close()
+		}
+		go func() { // what hangs uses the rest until then
+			err := <-ended
+			if err = errors.Join(append(n.closeLocal(), err)...); err != nil {
+				n.rt.Logger.Error("closing what was left open", "error", err)
+			}
+		}()
 	}
-	n.wg.Wait()
+	n.publish(replication.Event{Type: replication.EventStopped})
+	n.events.Close()
+	n.err = errors.Join(errs...)
+	close(n.done)
+	return n.err
+}
+
+// stopTimeout bounds how long Shutdown waits for the log store and the storage.
+const stopTimeout = 10 * time.Second
+
+// ended closes the node's own transport, which waits for what it was asked, and
+// tells when every goroutine of the node has ended.
+func (n *Node) ended() <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		var err error
+		if n.own != nil {
+			err = n.own.Close()
+		}
+		n.wg.Wait()
+		ended <- err
+	}()
+	return ended
+}
+
+// closeLocal closes what openLocal has opened.
+func (n *Node) closeLocal() (errs []error) {
 	if n.log != nil {
 		if err := n.log.Close(); err != nil && !errors.Is(err, walstream.ErrFailed) {
 			errs = append(errs, err)
@@ -396,11 +437,7 @@ func (n *Node) Shutdown() error {
 	if n.dir != nil {
 		errs = append(errs, n.dir.Close())
 	}
-	n.publish(replication.Event{Type: replication.EventStopped})
-	n.events.Close()
-	n.err = errors.Join(errs...)
-	close(n.done)
-	return n.err
+	return errs
 }
 
 // flush makes what was applied durable, where the storage defers that: before the
