@@ -136,10 +136,8 @@ func demoCommand() *cobra.Command {
 			if o.regions < 1 || o.regions > 5 {
 				return fmt.Errorf("%w: --regions=%d, allowed are 1 to 5", errUsage, o.regions)
 			}
-			for flag, port := range map[string]int{"http-port": o.httpPort, "cluster-port": o.clusterPort} {
-				if last := 1<<16 - demoNodes*o.regions; port < 0 || port > last {
-					return fmt.Errorf("%w: --%s=%d, allowed are 0 to %d", errUsage, flag, port, last)
-				}
+			if err := o.checkPorts(); err != nil {
+				return err
 			}
 			return demo(cmd.Context(), &o)
 		},
@@ -152,6 +150,19 @@ func demoCommand() *cobra.Command {
 	f.IntVar(&o.regions, "regions", 1, "number of regions, three nodes each; 1: mode raft")
 	f.BoolVar(&o.verbose, "verbose", false, "log what the nodes do")
 	return cmd
+}
+
+func (o *demoOptions) checkPorts() error {
+	count := demoNodes * o.regions
+	for flag, port := range map[string]int{"http-port": o.httpPort, "cluster-port": o.clusterPort} {
+		if last := 1<<16 - count; port < 0 || port > last {
+			return fmt.Errorf("%w: --%s=%d, allowed are 0 to %d", errUsage, flag, port, last)
+		}
+	}
+	if o.httpPort != 0 && o.clusterPort != 0 && max(o.httpPort-o.clusterPort, o.clusterPort-o.httpPort) < count {
+		return fmt.Errorf("%w: --http-port=%d and --cluster-port=%d: %d ports from there on are the same in part", errUsage, o.httpPort, o.clusterPort, count)
+	}
+	return nil
 }
 
 func demo(ctx context.Context, o *demoOptions) (err error) {
@@ -170,11 +181,11 @@ func demo(ctx context.Context, o *demoOptions) (err error) {
 	}
 	cluster, err := loopbackAddrs(o.clusterPort, demoNodes*o.regions)
 	if err != nil {
-		return err
+		return fmt.Errorf("--cluster-port: %w", err)
 	}
 	web, err := loopbackAddrs(o.httpPort, demoNodes*o.regions)
 	if err != nil {
-		return err
+		return fmt.Errorf("--http-port: %w", err)
 	}
 	logger := slog.New(slog.DiscardHandler)
 	if o.verbose {
@@ -235,15 +246,15 @@ func demoConfig(i int, addrs []string, dir string) *replication.Config {
 	return cfg
 }
 
-// loopbackAddrs are addresses from a port on, or free ones.
+// loopbackAddrs are addresses from a port on, none of which is taken, or free ones.
 func loopbackAddrs(port, count int) ([]string, error) {
 	addrs := make([]string, count)
 	for i := range addrs {
+		at := 0
 		if port != 0 {
-			addrs[i] = fmt.Sprintf("127.0.0.1:%d", port+i)
-			continue
+			at = port + i
 		}
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", at))
 		if err != nil {
 			return nil, err
 		}
@@ -253,11 +264,20 @@ func loopbackAddrs(port, count int) ([]string, error) {
 	return addrs, nil
 }
 
+// startAll ends with the first node that cannot start: the others would wait for it.
 func startAll(ctx context.Context, nodes []*node) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	limited, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := eachNode(nodes, func(n *node) error { return n.start(ctx) }); err != nil {
+	if err := eachNode(nodes, func(n *node) error {
+		err := n.start(limited)
+		if err != nil {
+			fail(err)
+		}
 		return err
+	}); err != nil {
+		return context.Cause(ctx)
 	}
 	return eachNode(nodes, func(n *node) error { return n.repl.WaitForLeader(30 * time.Second) })
 }
