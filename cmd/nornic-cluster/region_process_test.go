@@ -153,20 +153,28 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	require.NotContains(t, table, list[1].Key)
 	r.scrapeBoth()
 
-	_, errs, status = runCommand(t, "conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[0], "--expect", versions[0])
+	_, errs, status, _ = orderAgain(t, "conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[0], "--expect", versions[0])
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "versions_changed")
 	resolve := []string{"conflicts", "resolve", "--addr", eu.url, list[0].Key, "--keep", versions[1]}
 	_, errs, status = runCommand(t, append(resolve, "--expect", versions[0])...)
 	require.Equal(t, 2, status)
 	require.Contains(t, errs, "none of the versions")
-	out, errs, status := runCommand(t, append(resolve, "--expect", strings.Join(versions, ","))...)
-	require.Zero(t, status, errs)
-	require.Equal(t, "settled\n", out)
+	out, errs, status, tries := orderAgain(t, append(resolve, "--expect", strings.Join(versions, ","))...)
+	require.True(t, status == 0 && out == "settled\n" || tries > 1 && strings.Contains(errs, "no_conflict"), "%s%s", out, errs)
 	body, err := json.Marshal(&replication.Resolution{Expect: []replication.VersionID{list[1].Versions[0].VersionID, list[1].Versions[1].VersionID}, Value: []byte(`"c"`)})
 	require.NoError(t, err)
 	path := "/admin/conflicts/" + url.PathEscape(list[1].Key) + "/resolve"
-	require.Equal(t, http.StatusOK, ask(t, us, http.MethodPost, path, string(body), nil))
+	settle := func() (code, tries int) {
+		until(t, "it is settled or not", func() bool {
+			tries++
+			code = ask(t, us, http.MethodPost, path, string(body), nil)
+			return code < http.StatusInternalServerError
+		})
+		return code, tries
+	}
+	code, tries := settle()
+	require.True(t, code == http.StatusOK || tries > 1 && code == http.StatusNotFound, code)
 	for _, p := range r.all() {
 		until(t, "settled everywhere", func() bool { return conflicts(p) == 0 })
 	}
@@ -174,23 +182,27 @@ func TestRegionsConflictsAreSettledByHand(t *testing.T) {
 	for _, p := range r.all() {
 		require.Equal(t, []any{"b", "c"}, []any{property(t, p, "x", "k"), property(t, p, "y", "k")})
 	}
-	require.Equal(t, http.StatusNotFound, ask(t, us, http.MethodPost, path, string(body), nil))
+	code, _ = settle()
+	require.Equal(t, http.StatusNotFound, code)
 	_, errs, status = runCommand(t, "conflicts", "--addr", us.url, "--field", "nonsense")
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "nonsense")
-	_, errs, status = runCommand(t, "region", "promote", "--addr", us.url)
+	_, errs, status, _ = orderAgain(t, "region", "promote", "--addr", us.url)
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "active-active")
-	_, errs, status = runCommand(t, "region", "remove", "eu", "--addr", us.url)
+	_, errs, status, _ = orderAgain(t, "region", "remove", "eu", "--addr", us.url)
 	require.Equal(t, 1, status)
 	require.Contains(t, errs, "regions cannot be removed yet (unsupported)")
-	out, errs, status = runCommand(t, "region", "settings", "--addr", us.url, "--outbox-max-entries", "77", "--max-clock-offset", "0")
+	out, errs, status, _ = orderAgain(t, "region", "settings", "--addr", us.url, "--outbox-max-entries", "77", "--max-clock-offset", "0")
 	require.Zero(t, status, errs)
 	require.Contains(t, out, "region              us of eu, us\n")
 	require.Contains(t, out, "max clock offset    0s\noutbox max entries  77\n")
 	out, errs, status = runCommand(t, "region", "settings", "--addr", eu.url, "--json")
 	require.Zero(t, status, errs)
 	require.Contains(t, out, `"conflict_strategy":"manual","max_clock_offset":"500ms","outbox_max_entries":1000000,`)
+	// Until the bounds are the same, a connection that is lost is refused.
+	_, errs, status, _ = orderAgain(t, "region", "settings", "--addr", eu.url, "--max-clock-offset", "0")
+	require.Zero(t, status, errs)
 	inStep := regexp.MustCompile(`eu +127.0.0.1:[0-9]+ +connected +true +0 +0.0`)
 	until(t, "status shows that eu has everything, a mark that is on its way too", func() bool {
 		out, errs, status := runCommand(t, "status", "--addr", us.url)
