@@ -177,17 +177,17 @@ func ExampleStorage() {
 		if err != nil {
 			panic(err)
 		}
-		fmt.Println("node:", r.Apply(cmd, time.Second))
+		fmt.Println("node:", r.Apply(cmd, 10*time.Second))
 	}
 	edge, err := replication.NewEdgeCommand(replication.CmdPutEdge, &replication.Edge{StartNode: "urd", Type: "SISTER_OF", EndNode: "nobody"})
 	if err != nil {
 		panic(err)
 	}
-	err = r.Apply(edge, time.Second)
+	err = r.Apply(edge, 10*time.Second)
 	fmt.Println("edge:", err, errors.Is(err, replication.ErrMissingEnd))
 
-	fmt.Println("greet:", r.Apply(&replication.Command{Type: cmdGreet, Data: []byte("good morning")}, time.Second), storage.greeting)
-	err = r.Apply(&replication.Command{Type: cmdGreet, Data: []byte("hey")}, time.Second)
+	fmt.Println("greet:", r.Apply(&replication.Command{Type: cmdGreet, Data: []byte("good morning")}, 10*time.Second), storage.greeting)
+	err = r.Apply(&replication.Command{Type: cmdGreet, Data: []byte("hey")}, 10*time.Second)
 	var own interface{ ErrorCode() string } // from another node, or the log, comes the code alone
 	fmt.Println("verdict:", errors.As(err, &own) && own.ErrorCode() == "too_rude")
 	fmt.Println(slices.Sorted(maps.Keys(storage.nodes)), storage.position)
