@@ -135,8 +135,8 @@ func TestJudgeRefuses(t *testing.T) {
 // up, whatever it says.
 func TestWindow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := sender{maxBatches: rapid.IntRange(1, 4).Draw(t, "batches"), maxBytes: rapid.IntRange(1, 100).Draw(t, "bytes")}
-		s.start(Ack{Received: rapid.Uint64Range(0, 9).Draw(t, "start")})
+		s := sender{maxBatches: rapid.IntRange(1, 4).Draw(t, "batches"), mostBytes: rapid.IntRange(1, 100).Draw(t, "bytes")}
+		s.start(Ack{Received: rapid.Uint64Range(0, 9).Draw(t, "start")}, s.mostBytes)
 		for range rapid.IntRange(1, 40).Draw(t, "steps") {
 			before := s
 			switch rapid.IntRange(0, 3).Draw(t, "step") {
@@ -157,7 +157,7 @@ func TestWindow(t *testing.T) {
 			case 2:
 				s.learn(Ack{Received: rapid.Uint64().Draw(t, "r"), Persisted: rapid.Uint64().Draw(t, "p")})
 			case 3:
-				s.start(Ack{Received: rapid.Uint64Range(0, s.sent).Draw(t, "restart")})
+				s.start(Ack{Received: rapid.Uint64Range(0, s.sent).Draw(t, "restart")}, rapid.IntRange(1, s.mostBytes).Draw(t, "window"))
 				before.ack = Ack{}
 				require.Empty(t, s.flights)
 			}
@@ -168,6 +168,7 @@ func TestWindow(t *testing.T) {
 			require.Equal(t, sum, s.bytes)
 			require.LessOrEqual(t, len(s.flights), s.maxBatches)
 			require.LessOrEqual(t, s.bytes, s.maxBytes)
+			require.LessOrEqual(t, s.maxBytes, s.mostBytes)
 			require.True(t, s.sent >= s.ack.Received && s.ack.Received >= s.ack.Persisted && s.ack.Persisted >= s.ack.Applied, fmt.Sprintf("%+v", s))
 			require.True(t, s.ack.Received >= before.ack.Received && s.ack.Persisted >= before.ack.Persisted)
 		}

@@ -211,6 +211,51 @@ func TestBackPressureAndFilling(t *testing.T) {
 	})
 }
 
+// slowLink carries so many bytes in a second, one batch after the other.
+type slowLink struct {
+	*wire
+	bytes int
+	free  chan struct{} // one token
+}
+
+func (l *slowLink) Send(ctx context.Context, b *Batch) (Ack, error) {
+	select {
+	case <-l.free:
+	case <-ctx.Done():
+		return Ack{}, ctx.Err()
+	}
+	defer func() { l.free <- struct{}{} }()
+	select {
+	case <-time.After(time.Duration(b.Bytes) * time.Second / time.Duration(l.bytes)):
+	case <-ctx.Done():
+		return Ack{}, ctx.Err()
+	}
+	return l.wire.Send(ctx, b)
+}
+
+// TestABacklogGetsThroughASlowLink: a link that carries no full batch within the
+// time for its answer carries smaller ones.
+func TestABacklogGetsThroughASlowLink(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		src, dst := openLog(t, newCrashStore(), LogOptions{}), openLog(t, newCrashStore(), LogOptions{})
+		to := NewApplier(dst, ApplierOptions{})
+		to.Follow("h", e1)
+		for i := range 1000 {
+			_, err := src.Propose(e1, time.Now(), group(i))
+			require.NoError(t, err)
+		}
+		b, err := LogSource{src, "h"}.Read(0, 1000, 1<<30)
+		require.NoError(t, err)
+		total := b.Bytes
+		link := &slowLink{wire: &wire{to: to, epoch: e1}, bytes: total / 40, free: make(chan struct{}, 1)}
+		link.free <- struct{}{}
+		runStreamer(t, NewStreamer(LogSource{src, "h"}, link, StreamerOptions{BatchBytes: total / 2, MaxBytes: 2 * total}))
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // virtual
+		defer cancel()
+		require.NoError(t, dst.WaitDurable(ctx, 1000), "a batch takes 20 s, and may take 10")
+	})
+}
+
 func TestStreamEndsWhereGoingOnMakesNoSense(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		src := openLog(t, newCrashStore(), LogOptions{})

@@ -85,7 +85,7 @@ type Streamer struct {
 // NewStreamer makes a Streamer; Run runs it.
 func NewStreamer(src Source, sink Sink, opts StreamerOptions) *Streamer {
 	opts.setDefaults()
-	return &Streamer{src: src, sink: sink, opts: opts, sender: sender{maxBatches: opts.MaxBatches, maxBytes: opts.MaxBytes}}
+	return &Streamer{src: src, sink: sink, opts: opts, sender: sender{maxBatches: opts.MaxBatches, mostBytes: opts.MaxBytes, maxBytes: opts.MaxBytes}}
 }
 
 // Ack is how far the peer is, as far as it has said.
@@ -114,14 +114,15 @@ func (s *Streamer) update(change func(*sender)) {
 // ErrForeignHistory. Every other failure is followed by another try after a
 // pause.
 func (s *Streamer) Run(ctx context.Context) error {
-	failures := 0
+	failures, fruitless := 0, 0
 	for {
 		ack, err := s.sink.Position(ctx)
 		if err == nil {
-			s.update(func(w *sender) { w.start(ack) })
+			s.update(func(w *sender) { w.start(ack, s.window(fruitless)) })
 			var got bool
+			fruitless++
 			if got, err = s.session(ctx); got {
-				failures = 0
+				failures, fruitless = 0, 0
 			}
 		}
 		switch {
@@ -142,6 +143,16 @@ func (s *Streamer) Run(ctx context.Context) error {
 		}
 		failures++
 	}
+}
+
+// window is how many bytes a session begins with, after so many that got nothing
+// through: a link may be too slow for a whole batch in SendTimeout, or for what else
+// waits behind it, and each try with as much would end as the last did.
+func (s *Streamer) window(fruitless int) int {
+	if fruitless == 0 {
+		return s.opts.MaxBytes
+	}
+	return max(min(s.opts.BatchBytes, s.opts.MaxBytes)>>min(2*fruitless, 6), 1)
 }
 
 func final(err error) bool {

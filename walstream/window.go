@@ -10,7 +10,8 @@ type flight struct {
 // has no clock, goroutine or connection.
 type sender struct {
 	maxBatches int
-	maxBytes   int
+	mostBytes  int
+	maxBytes   int // at present; doubles with every answer, up to mostBytes
 
 	sent    uint64   // ≥ ack.Received at the start; handed out since
 	ack     Ack      // Received ≥ Persisted ≥ Applied: what the peer said
@@ -19,8 +20,9 @@ type sender struct {
 }
 
 // start begins anew at what the peer says it has, which after its restart can be
-// less than it had said before.
-func (s *sender) start(ack Ack) {
+// less than it had said before, with a window of so many bytes.
+func (s *sender) start(ack Ack, window int) {
+	s.maxBytes = window
 	s.ack = ack.ordered()
 	s.sent, s.flights, s.bytes = s.ack.Received, nil, 0
 }
@@ -60,6 +62,7 @@ func (s *sender) answered(last uint64, ack Ack) (taken bool) {
 			break
 		}
 	}
+	s.maxBytes = min(2*s.maxBytes, s.mostBytes)
 	return ack.Received >= last
 }
 
